@@ -1,0 +1,62 @@
+"""The quantisation schemes, each by its name and the TorchAO config behind it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from chancellor.errors import MissingDependencyError, UnknownChoiceError
+
+if TYPE_CHECKING:
+    from torchao.core.config import AOBaseConfig
+
+__all__ = ["SCHEMES", "Scheme", "SchemeName"]
+
+SchemeName = Literal["int8", "int8wo"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """One way to quantise the linear layers of a model."""
+
+    name: str
+    summary: str
+    torchao_type: str
+    """Class name of the TorchAO config, as it stands in a checkpoint's config.json."""
+    weight_bytes: float
+    """Bytes that a quantised weight takes, its scales not counted."""
+
+    @classmethod
+    def of(cls, name: str) -> "Scheme":
+        """Return the scheme of this name.
+
+        Raises:
+            UnknownChoiceError: there is none.
+        """
+        try:
+            return SCHEMES[name]
+        except KeyError:
+            raise UnknownChoiceError.of("scheme", name, SCHEMES) from None
+
+    def config(self) -> "AOBaseConfig":
+        """Return the TorchAO config: scales per output row, and inductor's settings left alone."""
+        try:
+            from torchao import quantization
+        except ImportError as error:
+            raise MissingDependencyError.of("torchao", "cpu") from error
+        build: Any = getattr(quantization, self.torchao_type)
+        # TorchAO would turn on inductor's autotuning for the whole process: minutes of compile at engine start.
+        config: AOBaseConfig = build(set_inductor_config=False)
+        return config
+
+
+SCHEMES: Final[dict[str, Scheme]] = {
+    scheme.name: scheme
+    for scheme in (
+        Scheme(
+            "int8",
+            "int8 weights per row, dynamic int8 activations per token",
+            "Int8DynamicActivationInt8WeightConfig",
+            1.0,
+        ),
+        Scheme("int8wo", "int8 weights per row, activations as they are", "Int8WeightOnlyConfig", 1.0),
+    )
+}

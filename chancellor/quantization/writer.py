@@ -1,0 +1,274 @@
+"""Write a TorchAO safetensors checkpoint that vLLM and transformers load.
+
+The tensors pass one by one, so the peak is the largest tensor and one shard, not the model (a GGUF is the exception:
+transformers converts it whole). Everything is written into a folder beside the destination and renamed at the end.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from filelock import FileLock, Timeout
+
+from chancellor import progress
+from chancellor.checkpoints import Checkpoint, fetch, inspect_checkpoint
+from chancellor.errors import MissingDependencyError, QuantizationError
+from chancellor.quantization.manifest import Manifest
+from chancellor.quantization.reader import CheckpointReader, open_reader
+from chancellor.quantization.schemes import Scheme
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["quantize", "write_checkpoint"]
+
+_SHARD_BYTES: Final = 4 * 2**30
+_SPARE: Final = 1.05  # headers, tokenizer and rounding, as a factor on the estimated size
+
+
+def quantize(
+    source: str,
+    destination: str | Path,
+    scheme: str | None = "int8",
+    *,
+    revision: str | None = None,
+    dtype: str = "bfloat16",
+    trust_remote_code: bool = False,
+    lock_timeout_s: float = -1,
+) -> Path:
+    """Quantise the linear layers of a model and write it as a new checkpoint.
+
+    Args:
+        source: hub id, local folder, `.gguf` file, or `package:NAME`.
+        destination: folder to make; it must not exist.
+        scheme: name of a scheme, or None to convert without quantising.
+        revision: commit or tag on the hub.
+        dtype: compute type recorded with the int8 weights: "bfloat16", "float16" or "float32". An engine has to run
+            with this type, as TorchAO's tensors refuse to be loaded into another one.
+        trust_remote_code: run the model's own code where it brings some.
+        lock_timeout_s: seconds to wait for another process that writes the same destination; -1 waits as long as it takes.
+
+    Returns:
+        The destination.
+
+    Raises:
+        UnknownChoiceError: no such scheme.
+        CheckpointError: the source cannot be used, the destination exists, or the disk is full.
+        MissingDependencyError: torch, torchao or transformers is not installed.
+    """
+    chosen = Scheme.of(scheme) if scheme is not None else None
+    destination = Path(destination).expanduser().resolve()
+    if destination.exists():
+        raise QuantizationError(f"{destination} exists already.", hint="Remove it, or choose another destination.")
+    checkpoint = fetch(source, revision)
+    write_checkpoint(
+        checkpoint,
+        destination,
+        chosen,
+        name=source,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        lock_timeout_s=lock_timeout_s,
+    )
+    return destination
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint,
+    destination: Path,
+    scheme: Scheme | None,
+    *,
+    name: str,
+    dtype: str,
+    trust_remote_code: bool = False,
+    lock_timeout_s: float = -1,
+) -> None:
+    """Write `checkpoint` to `destination` unless another process has done so by the time the lock is free."""
+    try:
+        import accelerate  # noqa: F401 - transformers reads GGUF through it
+        import torch
+        import torchao  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError.of(str(error.name), "cpu") from error
+
+    compute = getattr(torch, dtype, None)
+    if compute not in (torch.bfloat16, torch.float16, torch.float32):
+        raise QuantizationError(f"There is no compute type {dtype!r}.", hint="Use bfloat16, float16 or float32.")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(destination.parent / f".{destination.name}.lock", timeout=lock_timeout_s):
+            if destination.exists():
+                return
+            info = inspect_checkpoint(checkpoint.path, trust_remote_code=trust_remote_code)
+            progress.report("quantize", name, "reading the original")
+            reader = open_reader(checkpoint.path, info, trust_remote_code=trust_remote_code)
+            with _aside(destination) as folder:
+                parameters, layers = _write(reader, folder, scheme, compute, name, trust_remote_code)
+                Manifest.describe(
+                    folder,
+                    source=checkpoint.identity,
+                    revision=checkpoint.revision,
+                    scheme=scheme.name if scheme else None,
+                    dtype=dtype,
+                    parameters=parameters,
+                    quantized_layers=layers,
+                ).write(folder)
+    except Timeout as error:
+        raise QuantizationError(
+            f"Another process has been writing {destination} for {lock_timeout_s:g} s.", hint="Wait for it, or end it."
+        ) from error
+    except OSError as error:
+        raise QuantizationError(
+            f"Writing {destination} failed: {error.strerror or error}.",
+            hint="Make room or choose another folder, then run it again; nothing half-written was kept.",
+        ) from error
+
+
+@contextmanager
+def _aside(destination: Path) -> Iterator[Path]:
+    """Give a folder beside `destination` that takes its place on success and vanishes on failure."""
+    folder = destination.parent / f".{destination.name}.partial"
+    shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed; the lock is ours
+    folder.mkdir()
+    try:
+        yield folder
+        os.replace(folder, destination)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write(
+    reader: CheckpointReader,
+    folder: Path,
+    scheme: Scheme | None,
+    compute: "torch.dtype",
+    name: str,
+    trust_remote_code: bool,
+) -> tuple[int, int]:
+    """Write everything but the manifest; return the numbers of parameters and of quantised layers."""
+    from transformers import TorchAoConfig
+
+    reader.copy_companions(folder)
+    config = {**reader.config(), "dtype": str(compute).removeprefix("torch.")}
+    config.pop("torch_dtype", None)
+    sizes = reader.sizes()
+    linear, kept = _linear_layers(folder, config, trust_remote_code) if scheme else (set(), [])
+    chosen = {f"{layer}.weight" for layer in linear} & sizes.keys()
+    if scheme:
+        if not chosen:
+            raise QuantizationError(
+                f"No linear layer of {name} can be quantised.",
+                hint="Its tensors are not named as transformers names them; set scheme to none for this model.",
+            )
+        quantization = TorchAoConfig(scheme.config(), modules_to_not_convert=kept or None).to_dict()
+        config["quantization_config"] = quantization
+    _check_space(folder, sizes, chosen, scheme)
+
+    shards = _Shards(folder, torchao=scheme is not None)
+    for done, (tensor_name, tensor) in enumerate(reader.tensors(), start=1):
+        progress.report("quantize", name, "quantising" if scheme else "converting", done, len(sizes))
+        if scheme and tensor_name in chosen:
+            shards.add(tensor_name, _quantized(tensor.to(compute), scheme))
+        else:
+            shards.add(tensor_name, tensor)
+    shards.close()
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return sum(sizes.values()), len(chosen)
+
+
+def _linear_layers(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> tuple[set[str], list[str]]:
+    """Return the names of the linear layers to quantise, and of the output layer, which stays as it is."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    try:
+        loaded = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(loaded, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise QuantizationError(
+            f"transformers cannot build the model of this config.json: {error}.",
+            hint="A newer transformers may know the architecture.",
+        ) from error
+    output = model.get_output_embeddings()
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    kept = [name for name, module in model.named_modules() if module is output]
+    return linear - set(kept), kept
+
+
+def _quantized(weight: "torch.Tensor", scheme: Scheme) -> "torch.Tensor":
+    import torch
+    from torchao.quantization import quantize_
+
+    layer = torch.nn.Sequential(torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta"))
+    layer[0].weight = torch.nn.Parameter(weight, requires_grad=False)
+    quantize_(layer, scheme.config())
+    quantized: torch.Tensor = layer[0].weight.data
+    return quantized
+
+
+def _check_space(folder: Path, sizes: dict[str, int], quantized: set[str], scheme: Scheme | None) -> None:
+    needed = sum(size * (scheme.weight_bytes if scheme and name in quantized else 2) for name, size in sizes.items())
+    free = shutil.disk_usage(folder).free
+    if needed * _SPARE > free:
+        raise QuantizationError(
+            f"{folder.parent} has {free / 2**30:.1f} GiB free; {needed * _SPARE / 2**30:.1f} GiB are needed.",
+            hint="Make room, or set CHANCELLOR_CACHE_DIR (or the destination) to a larger disk.",
+        )
+
+
+class _Shards:
+    """Collect tensors and write them out in files of bounded size, with an index where there are several."""
+
+    def __init__(self, folder: Path, *, torchao: bool) -> None:
+        self._folder = folder
+        # vLLM wants TorchAO's metadata in every file of a TorchAO checkpoint, also in one of plain tensors.
+        self._torchao = torchao
+        self._pending: dict[str, torch.Tensor] = {}
+        self._bytes = 0
+        self._files: list[list[str]] = []
+        self._total = 0
+
+    def add(self, name: str, tensor: "torch.Tensor") -> None:
+        size = sum(part.numel() * part.element_size() for part in _parts(tensor))
+        if self._pending and self._bytes + size > _SHARD_BYTES:
+            self._flush()
+        self._pending[name] = tensor
+        self._bytes += size
+        self._total += size
+
+    def close(self) -> None:
+        self._flush()
+        count = len(self._files)
+        weight_map: dict[str, str] = {}
+        for number, names in enumerate(self._files, start=1):
+            name = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+            os.replace(self._folder / f"{number}.part", self._folder / name)
+            weight_map |= dict.fromkeys(names, name)
+        if count > 1:
+            index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
+            (self._folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+
+    def _flush(self) -> None:
+        from safetensors.torch import save_file
+        from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
+        metadata: dict[str, str] = {}
+        tensors: dict[str, Any] = {name: tensor.contiguous() for name, tensor in self._pending.items()}
+        if self._torchao:
+            tensors, metadata = flatten_tensor_state_dict(tensors)
+        self._files.append(list(tensors))
+        save_file(tensors, self._folder / f"{len(self._files)}.part", metadata={**metadata, "format": "pt"})
+        self._pending, self._bytes = {}, 0
+
+
+def _parts(tensor: "torch.Tensor") -> list["torch.Tensor"]:
+    names = getattr(tensor, "tensor_data_names", None)
+    return [getattr(tensor, name) for name in names] if names else [tensor]

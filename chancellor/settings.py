@@ -1,0 +1,29 @@
+"""Process-wide settings, from the environment (CHANCELLOR_*). Explicit arguments always win over them."""
+
+from functools import cache
+from pathlib import Path
+
+from platformdirs import user_cache_path, user_log_path
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+__all__ = ["Settings", "settings"]
+
+
+class Settings(BaseSettings):
+    """Where things are kept, and which catalog is read when none is named."""
+
+    model_config = SettingsConfigDict(env_prefix="CHANCELLOR_", frozen=True)
+
+    config: Path | None = None
+    """Catalog file. Else `chancellor.toml` in the working folder, else the built-in demo catalog."""
+    cache_dir: Path = Field(default_factory=lambda: user_cache_path("chancellor"))
+    """Quantised checkpoints are kept in its folder `checkpoints`."""
+    log_dir: Path = Field(default_factory=lambda: user_log_path("chancellor"))
+    """Engines write their logs here, a file for each process."""
+
+
+@cache
+def settings() -> Settings:
+    """Return the settings of this process, read once."""
+    return Settings()
