@@ -164,6 +164,14 @@ class Catalog(Mapping[str, ModelSpec]):
         """Return the model of this name, or `default`."""
         return self._models.get(name, default)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Catalog):
+            return NotImplemented
+        return self._models == other._models and self.minimum_trinity_score == other.minimum_trinity_score
+
+    def __hash__(self) -> int:
+        return hash((tuple(self._models), self.minimum_trinity_score))
+
     def rejection(self, spec: ModelSpec) -> str | None:
         """Return why the model is never chosen, or None if it may be."""
         if spec.trinity_score < self.minimum_trinity_score:

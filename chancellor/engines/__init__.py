@@ -1,0 +1,6 @@
+"""What runs the models: one file an engine, the host thread they live on, and the pool that starts them."""
+
+from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest, TokenLogprob
+from chancellor.engines.pool import EnginePool, default_pool
+
+__all__ = ["Delta", "Engine", "EnginePool", "EngineStats", "GenerationRequest", "TokenLogprob", "default_pool"]

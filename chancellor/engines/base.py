@@ -1,0 +1,116 @@
+"""The contract between whoever wants text and whatever makes it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+__all__ = ["Delta", "Engine", "EngineStats", "GenerationRequest", "TokenLogprob"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One request. Messages are in the form of chat templates: {"role": ..., "content": ...}."""
+
+    messages: list[dict[str, Any]]
+    max_tokens: int = 512
+    """Most new tokens; the model's context can end the answer earlier."""
+    temperature: float = 0.7
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer; they are not part of it."""
+    logprobs: int | None = None
+    """How many of the likeliest tokens to report at each step, besides the chosen one."""
+    stream: bool = False
+    """False asks for one delta at the end, which spares all work per token."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One generated token with the natural logarithm of its probability."""
+
+    token_id: int
+    token: str
+    logprob: float
+    top: dict[int, float] = field(default_factory=dict)
+    """Token id to log probability, of the likeliest tokens at this step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of the answer. The last one has a finish reason, and the figures below it."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: str | None = None
+    """ "stop" or "length" on the last delta, else None."""
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    """Tokens of the prompt that were found in the prefix cache."""
+    inference_time_s: float | None = None
+    """Seconds from handing over the request to its last token."""
+    time_to_first_token_s: float | None = None
+    engine: str | None = None
+    """Kind of the engine that answered."""
+    quantization: str | None = None
+    """Scheme of the weights that answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine is doing now."""
+
+    running: int
+    """Requests in the current batch."""
+    waiting: int
+    kv_cache_usage: float
+    """Share of the KV cache in use, from 0 to 1."""
+    peak_running: int
+    """Largest batch since the start."""
+
+
+class Engine(ABC):
+    """A model that is, or can be, loaded. All methods run on the host's event loop."""
+
+    kind: ClassVar[str]
+    """Name of the engine in metrics, e.g. "vllm"."""
+
+    @property
+    @abstractmethod
+    def quantization(self) -> str | None:
+        """Name of the scheme that the loaded weights have, or None."""
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Load the model; return when it answers.
+
+        Raises:
+            CheckpointError: its files cannot be used.
+            EngineStartError: it did not become ready.
+            MissingDependencyError: the engine's package is not installed.
+        """
+
+    @abstractmethod
+    def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+        """Yield the answer as it comes. Closing the iterator or cancelling its task aborts the request.
+
+        Raises:
+            PromptTooLongError: the prompt leaves no room for an answer.
+            EngineDiedError: the engine's process is gone.
+            GenerationError: this request failed.
+        """
+
+    @abstractmethod
+    def healthy(self) -> bool:
+        """Return whether a request can be expected to succeed."""
+
+    @abstractmethod
+    def stats(self) -> EngineStats:
+        """Return what the engine is doing now."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Free everything; no process is left behind. Closing twice is allowed."""

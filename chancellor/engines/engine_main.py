@@ -1,0 +1,16 @@
+"""Stands in for the user's script as `__main__` of an engine's processes (see spawn.py). Not for import.
+
+multiprocessing runs it first of all in a spawned process, so whatever vLLM and its libraries print lands in the log.
+"""
+
+import os
+import sys
+
+if __name__ == "__mp_main__" and (_log := os.environ.get("CHANCELLOR_ENGINE_LOG")):
+    _file = os.open(_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for _stream in (sys.stdout, sys.stderr):
+        if _stream is not None:
+            _stream.flush()
+    os.dup2(_file, 1)
+    os.dup2(_file, 2)
+    os.close(_file)

@@ -1,0 +1,36 @@
+"""What this machine computes with."""
+
+import os
+from functools import cache
+from pathlib import Path
+
+__all__ = ["cpu_has_bfloat16", "cpu_ids", "default_dtype", "gpu_count"]
+
+
+@cache
+def gpu_count() -> int:
+    """Return the number of visible CUDA devices, without initialising CUDA in this process."""
+    import torch
+
+    return int(torch.cuda.device_count()) if torch.version.cuda else 0
+
+
+@cache
+def cpu_has_bfloat16() -> bool:
+    """Return whether the CPU multiplies bfloat16 itself; without, it is slow, and compiled code has answered wrongly."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    flags = {flag for line in text.splitlines() if line.startswith(("flags", "Features")) for flag in line.split()}
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def default_dtype() -> str:
+    """Return the compute type for engines that name none: bfloat16 where the hardware has it, else float32."""
+    return "bfloat16" if gpu_count() > 0 or cpu_has_bfloat16() else "float32"
+
+
+def cpu_ids() -> str:
+    """Return the CPUs this process may use, as a comma-separated list."""
+    return ",".join(str(cpu) for cpu in sorted(os.sched_getaffinity(0)))

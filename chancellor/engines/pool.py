@@ -1,0 +1,129 @@
+"""One engine for each model, however many callers ask at once; started one after another, closed at exit."""
+
+import asyncio
+import atexit
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import cache
+
+from chancellor import progress
+from chancellor.catalog import ModelSpec
+from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest
+from chancellor.engines.host import EngineHost
+from chancellor.engines.vllm import VLLMEngine
+
+__all__ = ["EnginePool", "default_pool"]
+
+logger = logging.getLogger(__name__)
+
+
+class EnginePool:
+    """Engines by catalog entry. The public methods may be called from any thread and any event loop.
+
+    Two entries that differ in anything but their name, tier or Trinity have an engine each.
+    """
+
+    def __init__(self, factory: Callable[[ModelSpec], Engine] = VLLMEngine) -> None:
+        self._factory = factory
+        self._host = EngineHost()
+        self._engines: dict[str, asyncio.Task[Engine]] = {}  # touched on the host's loop only
+        self._names: dict[str, str] = {}
+        self._starting: asyncio.Lock | None = None
+
+    def start(self, spec: ModelSpec) -> None:
+        """Start the model's engine unless it runs; return when it is ready."""
+        self._host.call(self._get(spec))
+
+    async def astart(self, spec: ModelSpec) -> None:
+        """Like `start`, without blocking the caller's loop."""
+        await self._host.acall(self._get(spec))
+
+    def generate(self, spec: ModelSpec, request: GenerationRequest) -> Iterator[Delta]:
+        """Yield the answer, starting the engine where needed. Leaving the iteration aborts the request."""
+        return self._host.iterate(lambda: self._generate(spec, request))
+
+    def agenerate(self, spec: ModelSpec, request: GenerationRequest) -> AsyncIterator[Delta]:
+        """Like `generate`, without blocking the caller's loop."""
+        return self._host.aiterate(lambda: self._generate(spec, request))
+
+    def stats(self) -> dict[str, EngineStats]:
+        """Return what each running engine is doing, by the name of its model."""
+        return self._host.call(self._stats())
+
+    def close(self) -> None:
+        """Close all engines and end the host's thread. The pool can be used again afterwards."""
+        try:
+            self._host.call(self._close())
+        finally:
+            self._host.stop()
+
+    async def _get(self, spec: ModelSpec) -> Engine:
+        key = _key(spec)
+        task = self._engines.get(key)
+        if task is not None and task.done() and not _usable(task):
+            del self._engines[key]
+            if not task.cancelled() and task.exception() is None:
+                await task.result().close()
+            task = self._engines.get(key)  # another caller may have started it meanwhile
+        if task is None:
+            task = self._engines[key] = asyncio.create_task(self._start(spec))
+            self._names[key] = spec.name
+            task.add_done_callback(lambda done: self._forget_failure(key, done))
+        # Shielded: the others who wait for this engine must not suffer when one of them is cancelled.
+        return await asyncio.shield(task)
+
+    async def _start(self, spec: ModelSpec) -> Engine:
+        if self._starting is None:
+            self._starting = asyncio.Lock()
+        async with self._starting:  # two engines that start at once measure each other's memory
+            began = time.perf_counter()
+            engine = self._factory(spec)
+            await engine.start()
+            progress.report("ready", spec.name, f"ready after {time.perf_counter() - began:.1f} s")
+            return engine
+
+    def _forget_failure(self, key: str, task: "asyncio.Task[Engine]") -> None:
+        if (task.cancelled() or task.exception() is not None) and self._engines.get(key) is task:
+            del self._engines[key]
+
+    async def _generate(self, spec: ModelSpec, request: GenerationRequest) -> AsyncIterator[Delta]:
+        engine = await self._get(spec)
+        deltas = engine.generate(request)
+        try:
+            async for delta in deltas:
+                yield delta
+        finally:
+            close = getattr(deltas, "aclose", None)
+            if close is not None:
+                await close()
+
+    async def _stats(self) -> dict[str, EngineStats]:
+        ready = {key: task for key, task in self._engines.items() if task.done() and _usable(task)}
+        return {self._names[key]: task.result().stats() for key, task in ready.items()}
+
+    async def _close(self) -> None:
+        tasks, self._engines, self._starting = list(self._engines.values()), {}, None
+        for task in tasks:
+            try:
+                # A start cannot be interrupted half-way: vLLM's processes would be left behind.
+                engine = await task
+                await engine.close()
+            except Exception:
+                logger.debug("An engine did not start or close cleanly", exc_info=True)
+
+
+def _usable(task: "asyncio.Task[Engine]") -> bool:
+    return not task.cancelled() and task.exception() is None and task.result().healthy()
+
+
+def _key(spec: ModelSpec) -> str:
+    return spec.model_dump_json(exclude={"name", "trinity", "tier", "parameters"})
+
+
+@cache
+def default_pool() -> EnginePool:
+    """Return the process's pool. Its engines are closed when the interpreter exits."""
+    pool = EnginePool()
+    atexit.register(pool.close)
+    return pool

@@ -1,0 +1,49 @@
+"""How an engine's processes are started: spawned, with our own main module and environment.
+
+Forking a process that has threads (the host's, the user's) can deadlock, so they are spawned. A spawned process runs
+the parent's main script again, which starts a second program where that script has no `if __name__ == "__main__"`.
+An engine needs nothing of that script: multiprocessing is told, for vLLM's processes only, to run engine_main instead.
+"""
+
+import multiprocessing.spawn
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+__all__ = ["environment", "engine_spawning"]
+
+_PROCESS_NAMES: Final = ("EngineCore", "VllmWorker")
+_MAIN: Final = str(Path(__file__).with_name("engine_main.py"))
+
+
+@contextmanager
+def engine_spawning() -> Iterator[None]:
+    """Within this block, vLLM's processes start from engine_main. Blocks must not overlap."""
+    original: Any = multiprocessing.spawn.get_preparation_data
+
+    def get_preparation_data(name: str) -> dict[str, object]:
+        data: dict[str, object] = original(name)
+        if name.startswith(_PROCESS_NAMES):
+            data.pop("init_main_from_name", None)
+            data["init_main_from_path"] = _MAIN
+        return data
+
+    multiprocessing.spawn.get_preparation_data = get_preparation_data
+    try:
+        yield
+    finally:
+        multiprocessing.spawn.get_preparation_data = original
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables that are not set yet, for the length of the block."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)

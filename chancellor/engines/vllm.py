@@ -1,0 +1,226 @@
+"""vLLM's AsyncLLM, in processes of its own below this one."""
+
+import asyncio
+import gc
+import multiprocessing
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import psutil
+
+from chancellor import progress
+from chancellor.catalog import ModelSpec
+from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest, TokenLogprob
+from chancellor.engines.hardware import default_dtype
+from chancellor.engines.logs import log_file
+from chancellor.engines.phases import following
+from chancellor.engines.prompt import RAW_STOP, Prompt, render
+from chancellor.engines.spawn import engine_spawning, environment
+from chancellor.engines.vllm_args import engine_args, process_environment
+from chancellor.errors import (
+    ChancellorError,
+    EngineDiedError,
+    EngineStartError,
+    GenerationError,
+    MissingDependencyError,
+    PromptTooLongError,
+)
+from chancellor.quantization.prepare import Prepared, prepare
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+__all__ = ["VLLMEngine"]
+
+_SHUTDOWN_S: Final = 10.0
+
+
+class VLLMEngine(Engine):
+    """One model in vLLM."""
+
+    kind: ClassVar[str] = "vllm"
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self._llm: AsyncLLM | None = None
+        self._prepared: Prepared | None = None
+        self._stats = EngineStats(running=0, waiting=0, kv_cache_usage=0.0, peak_running=0)
+        self._processes: list[psutil.Process] = []
+
+    @property
+    def quantization(self) -> str | None:
+        return self._prepared.scheme if self._prepared else self.spec.scheme
+
+    async def start(self) -> None:
+        # Blocks for half a minute and more: on the loop it would hold up every other engine.
+        self._llm = await asyncio.to_thread(self._start)
+
+    def _start(self) -> "AsyncLLM":
+        try:
+            progress.report("start", self.spec.name, "importing vLLM")
+            with environment(process_environment()):
+                import vllm  # noqa: F401
+        except ImportError as error:
+            raise MissingDependencyError.of("vllm", "cpu' (or, with CUDA, 'vllm") from error
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        dtype = self.spec.engine.dtype or default_dtype()
+        self._prepared = prepared = prepare(self.spec, dtype)
+        if self.spec.engine.dtype is None and prepared.dtype is not None:
+            dtype = prepared.dtype
+        progress.report("start", self.spec.name, "vLLM: starting its processes")
+        before = set(multiprocessing.active_children())
+        try:
+            with environment(process_environment()), engine_spawning(), following(log_file(), self.spec.name):
+                arguments = engine_args(self.spec, prepared, dtype)
+                llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[self._stat_logger()])
+        except ChancellorError:
+            raise
+        except Exception as error:
+            for process in set(multiprocessing.active_children()) - before:
+                process.kill()
+            raise EngineStartError(
+                f"vLLM did not start {self.spec.name!r}: {error}", hint=f"The cause is in its log: {log_file()}"
+            ) from error
+        started = set(multiprocessing.active_children()) - before
+        self._processes = [psutil.Process(process.pid) for process in started if process.pid is not None]
+        for process in tuple(self._processes):
+            self._processes += process.children(recursive=True)
+        return llm
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+        from vllm.inputs import tokens_input
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        llm, started = self._running(), time.perf_counter()
+        prompt = render(llm.get_tokenizer(), request.messages)
+        limit = llm.model_config.max_model_len
+        if len(prompt.token_ids) >= limit:
+            raise PromptTooLongError(
+                f"The prompt has {len(prompt.token_ids):,} tokens; {self.spec.name!r} takes {limit:,} with the answer."
+            )
+        outputs = llm.generate(
+            tokens_input(prompt.token_ids), _sampling_params(request, prompt), f"chancellor-{uuid.uuid4().hex}"
+        )
+        first: float | None = None
+        produced = 0
+        try:
+            async with aclosing(outputs):
+                async for output in outputs:
+                    now = time.perf_counter() - started
+                    produced += len(output.outputs[0].token_ids)
+                    if first is None and request.stream and produced:
+                        first = now
+                    yield self._delta(output, produced, now, first)
+        except EngineDeadError as error:
+            raise EngineDiedError(
+                f"The engine of {self.spec.name!r} ended while it answered.",
+                hint=f"Ask again: a new engine starts. The cause is in {log_file()}",
+            ) from error
+        except (EngineGenerateError, ValueError) as error:
+            cause = error.__cause__ or error
+            raise GenerationError(
+                f"vLLM could not answer with {self.spec.name!r}: {cause}", hint=f"Its log says more: {log_file()}"
+            ) from error
+
+    def healthy(self) -> bool:
+        return self._llm is not None and not self._llm.errored
+
+    def stats(self) -> EngineStats:
+        return self._stats
+
+    async def close(self) -> None:
+        llm, self._llm = self._llm, None
+        if llm is None:
+            return
+        # On the engine's own loop: from another thread it would log that the engine died.
+        llm.shutdown(timeout=_SHUTDOWN_S)
+        # Not in a thread: at interpreter exit, where this mostly runs, no thread can be started any more.
+        _end(self._processes)
+        del llm
+        gc.collect()  # it sits in cycles, and its finaliser complains when it runs in a half torn down interpreter
+
+    def _delta(self, output: "RequestOutput", produced: int, now: float, first: float | None) -> Delta:
+        piece = output.outputs[0]
+        logprobs = tuple(
+            TokenLogprob(
+                token_id=token_id,
+                token=step[token_id].decoded_token or "",
+                logprob=step[token_id].logprob,
+                top={candidate: entry.logprob for candidate, entry in step.items()},
+            )
+            for token_id, step in zip(piece.token_ids, piece.logprobs or (), strict=False)
+        )
+        if not output.finished:
+            return Delta(piece.text, tuple(piece.token_ids), logprobs)
+        if first is None and output.metrics is not None and output.metrics.first_token_latency > 0:
+            first = output.metrics.first_token_latency  # nobody streamed, so vLLM's own clock has it
+        return Delta(
+            text=piece.text,
+            token_ids=tuple(piece.token_ids),
+            logprobs=logprobs,
+            finish_reason=piece.finish_reason or "stop",
+            input_tokens=len(output.prompt_token_ids or ()),
+            output_tokens=produced,
+            cached_tokens=output.num_cached_tokens,
+            inference_time_s=now,
+            time_to_first_token_s=first,
+            engine=self.kind,
+            quantization=self.quantization,
+        )
+
+    def _running(self) -> "AsyncLLM":
+        if self._llm is None:
+            raise EngineDiedError(f"The engine of {self.spec.name!r} is not running.")
+        return self._llm
+
+    def _stat_logger(self) -> Any:
+        from vllm.v1.metrics.loggers import StatLoggerBase
+
+        engine = self
+
+        class Recorder(StatLoggerBase):  # type: ignore[misc]
+            def __init__(self, vllm_config: object, engine_index: int = 0) -> None:
+                pass
+
+            def record(self, scheduler_stats: Any, *_: object, **__: object) -> None:
+                if scheduler_stats is not None:
+                    running = scheduler_stats.num_running_reqs
+                    engine._stats = EngineStats(
+                        running=running,
+                        waiting=scheduler_stats.num_waiting_reqs,
+                        kv_cache_usage=scheduler_stats.kv_cache_usage,
+                        peak_running=max(engine._stats.peak_running, running),
+                    )
+
+            def log_engine_initialized(self) -> None:
+                pass
+
+        return Recorder
+
+
+def _sampling_params(request: GenerationRequest, prompt: Prompt) -> "SamplingParams":
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        seed=request.seed,
+        stop=list(request.stop or (() if prompt.templated else RAW_STOP)),
+        logprobs=request.logprobs,
+        output_kind=RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """Kill what a shutdown has left."""
+    _, alive = psutil.wait_procs(processes, timeout=_SHUTDOWN_S)
+    for process in alive:
+        process.kill()
+    psutil.wait_procs(alive, timeout=_SHUTDOWN_S)

@@ -1,0 +1,92 @@
+"""From a catalog entry to the arguments and environment of a vLLM engine."""
+
+from typing import TYPE_CHECKING, Any, Final
+
+from chancellor.catalog import ModelSpec
+from chancellor.checkpoints.inspect import read_json
+from chancellor.engines.hardware import cpu_ids, gpu_count
+from chancellor.engines.logs import LOG_VARIABLE, log_file, vllm_logging_config
+from chancellor.quantization.prepare import Prepared
+
+if TYPE_CHECKING:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+__all__ = ["engine_args", "process_environment"]
+
+_GIB: Final = 2**30
+_CPU_SEQUENCES: Final = 64
+_GPU_SEQUENCES: Final = 256
+_BATCHED_TOKENS: Final = 8192
+
+
+def engine_args(spec: ModelSpec, prepared: Prepared, dtype: str) -> "AsyncEngineArgs":
+    """Return vLLM's arguments for serving `prepared` with compute type `dtype`."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    options, on_cpu = spec.engine, gpu_count() == 0
+    config = read_json(prepared.folder / "config.json")
+    config = config.get("text_config", config)
+    max_model_len = min(options.max_model_len, int(config.get("max_position_embeddings") or options.max_model_len))
+    sequences = options.max_num_seqs or (_CPU_SEQUENCES if on_cpu else _GPU_SEQUENCES)
+    arguments: dict[str, Any] = {
+        "model": str(prepared.folder),
+        "served_model_name": spec.name,
+        "dtype": dtype,
+        "max_model_len": max_model_len,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
+        "tensor_parallel_size": options.tensor_parallel_size or _tensor_parallel_size(config),
+        "enforce_eager": on_cpu if options.enforce_eager is None else options.enforce_eager,
+        # AsyncLLM's own defaults for these two are those of a small server.
+        "max_num_seqs": sequences,
+        "max_num_batched_tokens": max(_BATCHED_TOKENS, max_model_len),
+        "trust_remote_code": spec.trust_remote_code,
+        # The defaults of a request come from Context, not from the checkpoint's generation_config.json.
+        "generation_config": "vllm",
+        # Stats go through a logger of ours: vLLM's own unregisters the metrics of every other engine.
+        "disable_log_stats": True,
+        "enable_log_requests": False,
+    }
+    if options.kv_cache_gib is not None:
+        arguments["kv_cache_memory_bytes"] = int(options.kv_cache_gib * _GIB)
+    elif on_cpu:
+        # vLLM would take a share of the whole machine's memory.
+        arguments["kv_cache_memory_bytes"] = max(_GIB, _context_bytes(config, max_model_len))
+    if prepared.folder.suffix != ".gguf" and not spec.allow_pickle:
+        arguments["load_format"] = "safetensors"
+    return AsyncEngineArgs(**{**arguments, **options.vllm})
+
+
+def process_environment() -> dict[str, str]:
+    """Return the variables that an engine's processes need; those the user has set win."""
+    variables = {
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_LOGGING_CONFIG_PATH": vllm_logging_config(),
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        LOG_VARIABLE: str(log_file()),
+    }
+    if gpu_count() == 0:
+        # vLLM keeps one core for itself by default, which halves the speed on two.
+        variables["VLLM_CPU_OMP_THREADS_BIND"] = cpu_ids()
+    return variables
+
+
+def _tensor_parallel_size(config: dict[str, Any]) -> int:
+    """Return the largest number of GPUs that the attention heads can be split over evenly."""
+    heads = int(config.get("num_attention_heads") or 1)
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    for size in range(max(gpu_count(), 1), 1, -1):
+        if heads % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0):
+            return size
+    return 1
+
+
+def _context_bytes(config: dict[str, Any], tokens: int) -> int:
+    """Return an upper bound of the KV cache for one context of `tokens` tokens: 4 bytes a value, and a block to spare."""
+    heads = int(config.get("num_attention_heads") or 1)
+    head_dim = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // heads)
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    layers = int(config.get("num_hidden_layers") or 0)
+    return 2 * layers * kv_heads * head_dim * 4 * (tokens + 256)
+
+

@@ -1,0 +1,29 @@
+"""The first node: how hard is the question?"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from langchain_core.runnables import RunnableConfig
+
+from chancellor.analyzers import Analyzer, analyzer_of
+from chancellor.nodes.node import Node
+from chancellor.state import question_of
+
+__all__ = ["complexity_node"]
+
+
+def complexity_node(analyzer: str | Analyzer = "rules") -> Node:
+    """Make the node that writes `complexity`.
+
+    Args:
+        analyzer: a name of `chancellor.analyzers`, or a function from the question's text to its complexity.
+
+    Raises:
+        UnknownChoiceError: no analyzer has this name.
+    """
+    analyze = analyzer_of(analyzer) if isinstance(analyzer, str) else analyzer
+
+    def run(state: Mapping[str, Any], _: RunnableConfig | None) -> dict[str, Any]:
+        return {"complexity": analyze(question_of(state["messages"]))}
+
+    return Node("analyze_complexity", run)
