@@ -1,5 +1,6 @@
 """Checkpoints from the Hugging Face hub, through huggingface_hub and its cache."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def _bar(repo: str) -> type[Any]:
     class Bar(tqdm):  # type: ignore[type-arg]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs.pop("name", None)
-            super().__init__(*args, **{**kwargs, "disable": False, "gui": False})
+            super().__init__(*args, **{**kwargs, "disable": False, "file": io.StringIO()})
 
         def display(self, *_: Any, **__: Any) -> None:
             if self.unit == "B":

@@ -1,5 +1,6 @@
 """From a catalog entry to the arguments and environment of a vLLM engine."""
 
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 from chancellor.catalog import ModelSpec
@@ -60,11 +61,12 @@ def process_environment() -> dict[str, str]:
     """Return the variables that an engine's processes need; those the user has set win."""
     variables = {
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "VLLM_LOGGING_CONFIG_PATH": vllm_logging_config(),
         "VLLM_NO_USAGE_STATS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         LOG_VARIABLE: str(log_file()),
     }
+    if os.environ.get("VLLM_CONFIGURE_LOGGING") != "0":  # vLLM refuses to start with both
+        variables["VLLM_LOGGING_CONFIG_PATH"] = vllm_logging_config()
     if gpu_count() == 0:
         # vLLM keeps one core for itself by default, which halves the speed on two.
         variables["VLLM_CPU_OMP_THREADS_BIND"] = cpu_ids()

@@ -1,0 +1,53 @@
+from dataclasses import dataclass
+
+import pytest
+
+from chancellor.context import Context
+from chancellor.errors import InvalidContextError
+
+
+def test_defaults_are_the_tickets():
+    context = Context()
+    assert (context.temperature, context.max_tokens, context.model) == (0.7, 512, None)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"temprature": 0}, "temprature"),
+        ({"temperature": 3}, "temperature"),
+        ({"temperature": "warm"}, "temperature"),
+        ({"max_tokens": 0}, "max_tokens"),
+    ],
+)
+def test_a_wrong_field_is_named_and_the_right_ones_listed(wrong: dict[str, object], field: str):
+    with pytest.raises(InvalidContextError) as caught:
+        Context(**wrong)  # type: ignore[arg-type]
+    assert field in caught.value.message
+    assert "max_tokens" in caught.value.hint
+
+
+def test_what_langgraph_hands_over():
+    @dataclass
+    class Foreign:
+        model: str = "gpt"
+
+    own = Context(temperature=0.1)
+    assert Context.of(own) is own
+    assert Context.of(None) == Context()
+    assert Context.of({"temperature": 0.1}) == own
+    assert Context.of({"temperature": 0.1, "user_id": "of the parent graph"}) == Context()
+    assert Context.of(Foreign()) == Context()
+
+
+def test_a_subclass_is_kept():
+    class Mine(Context):
+        colour: str = "blue"
+
+    assert Context.of(Mine(colour="red")) == Mine(colour="red")
+
+
+def test_fields_are_tagged_for_studio():
+    properties = Context.model_json_schema()["properties"]
+    assert properties["model"]["langgraph_nodes"] == ["select_model"]
+    assert properties["temperature"]["langgraph_nodes"] == ["generate"]

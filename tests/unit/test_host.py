@@ -1,0 +1,148 @@
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import pytest
+
+from chancellor.engines.host import EngineHost
+
+
+@pytest.fixture
+def host() -> EngineHost:
+    return EngineHost()
+
+
+async def numbers(count: int) -> AsyncIterator[int]:
+    for number in range(count):
+        await asyncio.sleep(0)
+        yield number
+
+
+async def where() -> str:
+    return threading.current_thread().name
+
+
+def test_all_coroutines_run_on_one_thread(host: EngineHost):
+    async def from_a_loop() -> str:
+        return await host.acall(where())
+
+    seen = {host.call(where()), asyncio.run(from_a_loop()), asyncio.run(from_a_loop())}
+    assert seen == {"chancellor-engines"}
+
+
+def test_iterating_from_sync_code_and_from_four_loops(host: EngineHost):
+    async def collect() -> list[int]:
+        return [number async for number in host.aiterate(lambda: numbers(500))]
+
+    results: list[list[int]] = []
+    threads = [threading.Thread(target=lambda: results.append(asyncio.run(collect()))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    results.append(list(host.iterate(lambda: numbers(500))))
+    for thread in threads:
+        thread.join()
+    assert results == [list(range(500))] * 5
+
+
+def test_errors_come_through_after_the_items(host: EngineHost):
+    async def failing() -> AsyncIterator[int]:
+        yield 1
+        raise ValueError("broken")
+
+    seen: list[int] = []
+    with pytest.raises(ValueError, match="broken"):
+        for item in host.iterate(failing):
+            seen.append(item)  # noqa: PERF402 - the items before the error count
+    assert seen == [1]
+
+    async def collect() -> None:
+        async for item in host.aiterate(failing):
+            seen.append(item)
+
+    with pytest.raises(ValueError, match="broken"):
+        asyncio.run(collect())
+    assert seen == [1, 1]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_leaving_early_closes_the_source(host: EngineHost, asynchronous: bool):
+    closed = threading.Event()
+
+    async def endless() -> AsyncIterator[int]:
+        try:
+            while True:
+                yield 1
+                await asyncio.sleep(0.001)
+        finally:
+            closed.set()
+
+    async def take_one() -> None:
+        async with aclosing(host.aiterate(endless)) as items:  # type: ignore[type-var]
+            async for _ in items:
+                break
+
+    if asynchronous:
+        asyncio.run(take_one())
+    else:
+        for _ in host.iterate(endless):
+            break
+    assert closed.wait(5)
+
+
+def test_cancelling_the_caller_cancels_the_work(host: EngineHost):
+    cancelled, started = threading.Event(), threading.Event()
+
+    async def slow() -> None:
+        started.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    async def caller() -> None:
+        task = asyncio.create_task(host.acall(slow()))
+        await asyncio.to_thread(started.wait, 5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(caller())
+    assert cancelled.wait(5)
+
+
+def test_a_closed_caller_loop_ends_the_source(host: EngineHost):
+    closed = threading.Event()
+
+    async def endless() -> AsyncIterator[int]:
+        try:
+            while True:
+                yield 1
+                await asyncio.sleep(0.001)
+        finally:
+            closed.set()
+
+    loop = asyncio.new_event_loop()
+    items = host.aiterate(endless)
+    loop.run_until_complete(anext(items))
+    loop.close()
+    assert closed.wait(5)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(items.aclose())  # type: ignore[attr-defined]
+    loop.close()
+
+
+def test_stop_and_start_again(host: EngineHost):
+    host.call(where())
+    host.stop()
+    assert host.call(where()) == "chancellor-engines"
+
+
+def test_a_forked_child_gets_its_own_thread(host: EngineHost):
+    host.call(where())
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if host.call(where()) == "chancellor-engines" else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

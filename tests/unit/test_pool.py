@@ -1,0 +1,146 @@
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from chancellor import progress
+from chancellor.engines import EnginePool, GenerationRequest
+from chancellor.errors import EngineDiedError, EngineStartError
+from tests.fakes import FakeEngine, catalog
+
+LIGHT, BEST = catalog()["light"], catalog()["best"]
+
+
+@pytest.fixture
+def pool(fake_engine: type[FakeEngine]) -> EnginePool:
+    return EnginePool(fake_engine)
+
+
+def request(text: str = "hi") -> GenerationRequest:
+    return GenerationRequest([{"role": "user", "content": text}])
+
+
+def answer(pool: EnginePool, text: str = "hi") -> str:
+    return "".join(delta.text for delta in pool.generate(LIGHT, request(text)))
+
+
+async def aanswer(pool: EnginePool, text: str = "hi") -> str:
+    return "".join([delta.text async for delta in pool.agenerate(LIGHT, request(text))])
+
+
+def test_one_engine_however_many_ask_at_once(pool: EnginePool, fake_engine: type[FakeEngine]):
+    fake_engine.start_s = 0.2
+
+    async def eight() -> list[str]:
+        return await asyncio.gather(*(aanswer(pool) for _ in range(8)))
+
+    with ThreadPoolExecutor(4) as threads:
+        lots = list(threads.map(lambda _: asyncio.run(eight()), range(4)))
+    assert lots == [["light says: hi"] * 8] * 4
+    assert fake_engine.started == ["light"]
+
+
+def test_an_entry_that_differs_in_name_and_score_only_shares_the_engine(pool: EnginePool, fake_engine: type[FakeEngine]):
+    pool.start(LIGHT)
+    pool.start(LIGHT.model_copy(update={"name": "other", "trinity": 99.0, "tier": "strong"}))
+    pool.start(LIGHT.model_copy(update={"scheme": None}))
+    assert fake_engine.started == ["light", "light"]
+
+
+def test_engines_start_one_after_another(pool: EnginePool, fake_engine: type[FakeEngine]):
+    fake_engine.start_s = 0.2
+    began = time.perf_counter()
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(pool.start, [LIGHT, BEST]))
+    assert time.perf_counter() - began >= 0.4
+
+
+def test_a_failed_start_reaches_every_waiter_and_is_tried_again(pool: EnginePool, fake_engine: type[FakeEngine]):
+    fake_engine.fail_starts, fake_engine.start_s = 1, 0.1
+
+    async def both() -> list[object]:
+        return await asyncio.gather(aanswer(pool), aanswer(pool), return_exceptions=True)
+
+    assert [type(result) for result in asyncio.run(both())] == [EngineStartError, EngineStartError]
+    assert answer(pool) == "light says: hi"
+
+
+def test_cancelling_one_waiter_leaves_the_start_to_the_others(pool: EnginePool, fake_engine: type[FakeEngine]):
+    fake_engine.start_s = 0.2
+
+    async def scenario() -> str:
+        first = asyncio.create_task(aanswer(pool))
+        second = asyncio.create_task(aanswer(pool))
+        await asyncio.sleep(0.05)
+        first.cancel()
+        return await second
+
+    assert asyncio.run(scenario()) == "light says: hi"
+    assert fake_engine.started == ["light"]
+
+
+def test_cancelling_aborts_the_request(pool: EnginePool, fake_engine: type[FakeEngine]):
+    pool.start(LIGHT)
+    fake_engine.delta_s = 0.05
+
+    async def scenario() -> None:
+        task = asyncio.create_task(aanswer(pool, "a question of several words"))
+        await asyncio.sleep(0.12)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(scenario())
+    deadline = time.monotonic() + 5
+    while not fake_engine.aborted and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert fake_engine.aborted == ["a question of several words"]
+
+
+def test_a_dead_engine_is_replaced_with_the_next_request(pool: EnginePool, fake_engine: type[FakeEngine]):
+    assert answer(pool) == "light says: hi"
+    with pytest.raises(EngineDiedError):
+        answer(pool, "die")
+    assert answer(pool) == "light says: hi"
+    assert fake_engine.started == ["light", "light"]
+    assert fake_engine.closed == ["light"]
+
+
+def test_close_and_use_again(pool: EnginePool, fake_engine: type[FakeEngine]):
+    before = set(threading.enumerate())
+    pool.start(LIGHT)
+    pool.start(BEST)
+    assert [thread.name for thread in set(threading.enumerate()) - before] == ["chancellor-engines"]
+    pool.close()
+    assert sorted(fake_engine.closed) == ["best", "light"]
+    assert set(threading.enumerate()) <= before
+    assert answer(pool) == "light says: hi"
+
+
+def test_close_during_a_start_waits_and_closes(pool: EnginePool, fake_engine: type[FakeEngine]):
+    fake_engine.start_s = 0.3
+    starter = threading.Thread(target=pool.start, args=(LIGHT,), daemon=True)
+    starter.start()
+    time.sleep(0.1)
+    pool.close()
+    assert fake_engine.closed == ["light"]
+    starter.join(5)
+    assert not starter.is_alive()
+
+
+def test_progress_and_stats(pool: EnginePool):
+    steps: list[progress.Progress] = []
+    with progress.listening(steps.append):
+        pool.start(LIGHT)
+    assert [step["stage"] for step in steps] == ["ready"]
+    assert pool.stats()["light"].running == 0
+
+
+def test_a_listener_that_fails_harms_nothing(pool: EnginePool):
+    def broken(step: progress.Progress) -> None:
+        raise RuntimeError
+
+    with progress.listening(broken):
+        assert answer(pool) == "light says: hi"

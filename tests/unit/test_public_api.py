@@ -1,0 +1,82 @@
+import subprocess
+import sys
+
+import chancellor
+from chancellor import errors
+
+PUBLIC = {
+    "Answer",
+    "Catalog",
+    "ChatModels",
+    "ChatVLLM",
+    "Context",
+    "EngineOptions",
+    "ModelSpec",
+    "Pillars",
+    "State",
+    "ask",
+    "create_chancellor",
+    "quantize",
+}
+ERRORS = {
+    "BrokenCheckpointError",
+    "CatalogError",
+    "CatalogFileError",
+    "ChancellorError",
+    "CheckpointError",
+    "DownloadError",
+    "EmptyQuestionError",
+    "EngineDiedError",
+    "EngineError",
+    "EngineStartError",
+    "GenerationError",
+    "InvalidContextError",
+    "InvalidInputError",
+    "MissingDependencyError",
+    "ModelRejectedError",
+    "NoEligibleModelError",
+    "PromptTooLongError",
+    "QuantizationError",
+    "SourceNotFoundError",
+    "UnknownChoiceError",
+    "UnknownModelError",
+    "UnsafeCheckpointError",
+}
+
+
+def test_all_is_pinned():
+    assert set(chancellor.__all__) == PUBLIC | ERRORS
+    assert len(chancellor.__all__) == len(set(chancellor.__all__))
+    assert set(errors.__all__) == ERRORS
+
+
+def test_every_public_name_can_be_imported():
+    for name in chancellor.__all__:
+        assert getattr(chancellor, name) is not None
+    assert callable(chancellor.ask)
+
+
+def test_ask_stays_a_function_whatever_is_imported_first():
+    code = "import chancellor.answer, chancellor.cli.ask, chancellor; assert callable(chancellor.ask), chancellor.ask"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_import_is_light():
+    heavy = ("torch", "vllm", "transformers", "torchao", "fastapi", "huggingface_hub", "gguf", "numpy")
+    code = f"""
+import sys
+import chancellor
+light = [name for name in {heavy!r} + ("langgraph", "langchain_core", "pydantic") if name in sys.modules]
+assert not light, f"import chancellor loads {{light}}"
+from chancellor import Catalog, ChatVLLM, Context, State, ask, create_chancellor
+create_chancellor().compile()
+loaded = [name for name in {heavy[:5]!r} if name in sys.modules]
+assert not loaded, f"building the graph loads {{loaded}}"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_tree_in_the_docstring_is_the_tree():
+    for name in ERRORS:
+        assert issubclass(getattr(errors, name), errors.ChancellorError)
+        assert name in (errors.__doc__ or "")
