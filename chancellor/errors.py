@@ -1,27 +1,27 @@
 """Every error Chancellor raises on purpose. Each message ends with what to do next.
 
-    ChancellorError
-    ├── InvalidInputError
-    │   ├── EmptyQuestionError
-    │   ├── PromptTooLongError
-    │   └── InvalidContextError
-    ├── CatalogError
-    │   ├── CatalogFileError
-    │   ├── NoEligibleModelError
-    │   ├── UnknownModelError
-    │   ├── ModelRejectedError
-    │   └── UnknownChoiceError
-    ├── CheckpointError
-    │   ├── SourceNotFoundError
-    │   ├── DownloadError
-    │   ├── UnsafeCheckpointError
-    │   ├── BrokenCheckpointError
-    │   └── QuantizationError
-    ├── MissingDependencyError
-    └── EngineError
-        ├── EngineStartError
-        ├── EngineDiedError
-        └── GenerationError
+ChancellorError
+├── InvalidInputError
+│   ├── EmptyQuestionError
+│   ├── PromptTooLongError
+│   └── InvalidContextError
+├── CatalogError
+│   ├── CatalogFileError
+│   ├── NoEligibleModelError
+│   ├── UnknownModelError
+│   ├── ModelRejectedError
+│   └── UnknownChoiceError
+├── CheckpointError
+│   ├── SourceNotFoundError
+│   ├── DownloadError
+│   ├── UnsafeCheckpointError
+│   ├── BrokenCheckpointError
+│   └── QuantizationError
+├── MissingDependencyError
+└── EngineError
+    ├── EngineStartError
+    ├── EngineDiedError
+    └── GenerationError
 """
 
 from collections.abc import Iterable

@@ -33,7 +33,7 @@ def stale() -> bool:
 
 def measure() -> Usage:
     """Return what is in use, at most a second old."""
-    global _latest  # noqa: PLW0603 - one reading serves all concurrent answers
+    global _latest
     with _lock:
         if _latest is None or stale():
             _latest = time.monotonic(), Usage(_memory(), *_gpus())

@@ -1,10 +1,10 @@
 """The graph's state: plain JSON beside the messages, so that every checkpointer can keep it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NotRequired
 
 from langchain_core.messages import AnyMessage, BaseMessage
 from langgraph.graph.message import add_messages
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from chancellor.errors import EmptyQuestionError
 

@@ -37,14 +37,14 @@ def selection_node(catalog: Catalog, policy: str | Policy | None = None) -> Node
             name = "by name"
         else:
             chosen = _choose(fixed or policy_of(context.policy), state["complexity"], candidates)
-            name = getattr(policy, "__name__", policy) or context.policy
+            name = context.policy if policy is None else _name(policy)
         for candidate in candidates:
             if candidate["model"] == chosen.model:
                 candidate["reason"] = f"chosen: {chosen.reason}"
         decision = Decision(
             model=chosen.model,
             trinity_score=catalog[chosen.model].trinity_score,
-            policy=str(name),
+            policy=name,
             reason=chosen.reason,
             candidates=candidates,
         )
@@ -59,6 +59,10 @@ def selection_node(catalog: Catalog, policy: str | Policy | None = None) -> Node
         return decide(state)
 
     return Node("select_model", run, arun)
+
+
+def _name(policy: str | Policy) -> str:
+    return policy if isinstance(policy, str) else getattr(policy, "__name__", type(policy).__name__)
 
 
 def _choose(policy: Policy, complexity: Complexity, candidates: list[Candidate]) -> Choice:

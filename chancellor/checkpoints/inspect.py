@@ -31,9 +31,7 @@ class CheckpointInfo:
     has_tokenizer: bool
 
 
-def inspect_checkpoint(
-    path: Path, *, allow_pickle: bool = False, trust_remote_code: bool = False
-) -> CheckpointInfo:
+def inspect_checkpoint(path: Path, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> CheckpointInfo:
     """Read the headers of the folder or GGUF file at `path`.
 
     Raises:

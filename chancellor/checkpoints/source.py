@@ -57,8 +57,8 @@ def fetch(source: str, revision: str | None = None, *, allow_pickle: bool = Fals
     path = Path(source).expanduser()
     if not source.startswith(_PACKAGE) and not path.exists() and _is_hub_id(source):
         return _from_hub(source, hub.download(source, revision, allow_pickle=allow_pickle))
-    found = find(source, revision)
-    assert found is not None  # only a hub id can be absent without an error
+    if (found := find(source, revision)) is None:  # only a hub id can be absent without an error of its own
+        raise SourceNotFoundError(f"There is no {source!r}.")
     return found
 
 

@@ -1,6 +1,7 @@
 """`chancellor ask`: the answer streamed, then a table of the decision and the metrics."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ def run(question: str, config: Path | None, context: dict[str, Any], *, as_json:
                 answer = Answer.of(graph.invoke(state, context=settings))
             else:
                 final: dict[str, Any] = {}
-                for mode, payload in graph.stream(state, context=settings, stream_mode=["messages", "values"]):
+                stream: Iterator[Any] = graph.stream(state, context=settings, stream_mode=["messages", "values"])
+                for mode, payload in stream:
                     if mode == "values":
-                        final = dict(payload)
+                        final = payload
                     elif text := str(payload[0].text):
                         status.stop()
                         user.out.print(text, end="", markup=False)

@@ -50,8 +50,8 @@ def terminal() -> Iterator[Terminal]:
     os.dup2(log, 2)
     os.close(log)
     with (
-        open(saved[0], "w", encoding="utf-8", closefd=False) as out,  # noqa: PTH123 - a descriptor, no path
-        open(saved[1], "w", encoding="utf-8", closefd=False) as err,  # noqa: PTH123 - a descriptor, no path
+        open(saved[0], "w", encoding="utf-8", closefd=False) as out,
+        open(saved[1], "w", encoding="utf-8", closefd=False) as err,
     ):
         try:
             yield Terminal(Console(file=out, soft_wrap=True, highlight=False), Console(file=err, highlight=False))
@@ -61,8 +61,8 @@ def terminal() -> Iterator[Terminal]:
             out.flush()
             err.flush()
             # The engines end at exit and have things to say: only our own error messages need the terminal again.
-            sys.stdout = open(saved[0], "w", encoding="utf-8", closefd=False)  # noqa: PTH123, SIM115
-            sys.stderr = open(saved[1], "w", encoding="utf-8", closefd=False)  # noqa: PTH123, SIM115
+            sys.stdout = open(saved[0], "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+            sys.stderr = open(saved[1], "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 def _bar(share: float, width: int = 24) -> str:

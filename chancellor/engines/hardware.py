@@ -17,7 +17,7 @@ def gpu_count() -> int:
 
 @cache
 def cpu_has_bfloat16() -> bool:
-    """Return whether the CPU multiplies bfloat16 itself; without, it is slow, and compiled code has answered wrongly."""
+    """Return whether the CPU multiplies bfloat16 itself; else it is slow, and compiled code has answered wrongly."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

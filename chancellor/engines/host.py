@@ -9,7 +9,7 @@ import collections
 import os
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator
 from concurrent.futures import CancelledError, Future
 from typing import Any, Final, Generic, TypeVar
 
@@ -60,7 +60,7 @@ class EngineHost:
         """Run a coroutine on the host from another loop. Cancelling this cancels it."""
         return await asyncio.wrap_future(self.submit(coroutine))
 
-    def iterate(self, source: Callable[[], AsyncIterator[T]]) -> Iterator[T]:
+    def iterate(self, source: Callable[[], AsyncIterator[T]]) -> Generator[T, None, None]:
         """Iterate over what `source` yields on the host. Leaving early cancels it."""
         items: queue.SimpleQueue[Any] = queue.SimpleQueue()
         future = self.submit(_pump(source, items.put))
@@ -71,7 +71,7 @@ class EngineHost:
         finally:
             future.cancel()
 
-    async def aiterate(self, source: Callable[[], AsyncIterator[T]]) -> AsyncIterator[T]:
+    async def aiterate(self, source: Callable[[], AsyncIterator[T]]) -> AsyncGenerator[T, None]:
         """Iterate over what `source` yields on the host, from another loop. Leaving early cancels it."""
         inbox: _Inbox[Any] = _Inbox(asyncio.get_running_loop())
         future = self.submit(_pump(source, inbox.put))

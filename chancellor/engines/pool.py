@@ -4,7 +4,7 @@ import asyncio
 import atexit
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from functools import cache
 
 from chancellor import progress
@@ -39,11 +39,11 @@ class EnginePool:
         """Like `start`, without blocking the caller's loop."""
         await self._host.acall(self._get(spec))
 
-    def generate(self, spec: ModelSpec, request: GenerationRequest) -> Iterator[Delta]:
+    def generate(self, spec: ModelSpec, request: GenerationRequest) -> Generator[Delta, None, None]:
         """Yield the answer, starting the engine where needed. Leaving the iteration aborts the request."""
         return self._host.iterate(lambda: self._generate(spec, request))
 
-    def agenerate(self, spec: ModelSpec, request: GenerationRequest) -> AsyncIterator[Delta]:
+    def agenerate(self, spec: ModelSpec, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """Like `generate`, without blocking the caller's loop."""
         return self._host.aiterate(lambda: self._generate(spec, request))
 

@@ -33,7 +33,7 @@ def render(tokenizer: Any, messages: list[dict[str, Any]]) -> Prompt:
         token_ids = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=False
         )
-    except Exception as error:  # noqa: BLE001 - templates are code of the checkpoint and raise what they like
+    except Exception as error:
         raise GenerationError(
             f"The model's chat template refuses this conversation: {error}",
             hint="Check the roles and their order; some templates want user and assistant to alternate.",

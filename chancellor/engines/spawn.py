@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["environment", "engine_spawning"]
+__all__ = ["engine_spawning", "environment"]
 
 _PROCESS_NAMES: Final = ("EngineCore", "VllmWorker")
 _MAIN: Final = str(Path(__file__).with_name("engine_main.py"))

@@ -88,8 +88,8 @@ class VLLMEngine(Engine):
             ) from error
         started = set(multiprocessing.active_children()) - before
         self._processes = [psutil.Process(process.pid) for process in started if process.pid is not None]
-        for process in tuple(self._processes):
-            self._processes += process.children(recursive=True)
+        for engine_core in tuple(self._processes):
+            self._processes += engine_core.children(recursive=True)
         return llm
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:

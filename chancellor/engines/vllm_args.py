@@ -84,11 +84,9 @@ def _tensor_parallel_size(config: dict[str, Any]) -> int:
 
 
 def _context_bytes(config: dict[str, Any], tokens: int) -> int:
-    """Return an upper bound of the KV cache for one context of `tokens` tokens: 4 bytes a value, and a block to spare."""
+    """Return an upper bound of the KV cache for `tokens` tokens: 4 bytes a value, and a block to spare."""
     heads = int(config.get("num_attention_heads") or 1)
     head_dim = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // heads)
     kv_heads = int(config.get("num_key_value_heads") or heads)
     layers = int(config.get("num_hidden_layers") or 0)
     return 2 * layers * kv_heads * head_dim * 4 * (tokens + 256)
-
-

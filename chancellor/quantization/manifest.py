@@ -115,7 +115,9 @@ class Manifest(BaseModel):
                     f"{file} should have {record.bytes:,} bytes and has {size:,}.", hint=_again(folder)
                 )
             if checksums and _sha256(file) != record.sha256:
-                raise BrokenCheckpointError(f"{file} does not have the checksum it was written with.", hint=_again(folder))
+                raise BrokenCheckpointError(
+                    f"{file} does not have the checksum it was written with.", hint=_again(folder)
+                )
 
 
 def _again(folder: Path) -> str:

@@ -43,9 +43,7 @@ def prepare(spec: "ModelSpec", dtype: str) -> Prepared:
         CheckpointError: it cannot be had, is broken or unsafe, or does not fit the entry's scheme.
     """
     checkpoint = fetch(spec.source, spec.revision, allow_pickle=spec.allow_pickle)
-    info = inspect_checkpoint(
-        checkpoint.path, allow_pickle=spec.allow_pickle, trust_remote_code=spec.trust_remote_code
-    )
+    info = inspect_checkpoint(checkpoint.path, allow_pickle=spec.allow_pickle, trust_remote_code=spec.trust_remote_code)
     if info.quant_method is not None:
         return _already_quantised(spec, checkpoint, info)
     if spec.scheme is None and info.format != "gguf":
@@ -89,9 +87,7 @@ def parameters_of(spec: "ModelSpec") -> int | None:
         manifest = Manifest.read(path.parent)
         if manifest is not None and manifest.source == checkpoint.identity:
             return manifest.parameters
-    info = inspect_checkpoint(
-        checkpoint.path, allow_pickle=spec.allow_pickle, trust_remote_code=spec.trust_remote_code
-    )
+    info = inspect_checkpoint(checkpoint.path, allow_pickle=spec.allow_pickle, trust_remote_code=spec.trust_remote_code)
     return info.parameters
 
 
@@ -118,7 +114,8 @@ def _already_quantised(spec: "ModelSpec", checkpoint: Checkpoint, info: Checkpoi
 def _checked(prepared: Prepared, info: CheckpointInfo) -> Prepared:
     if not info.has_tokenizer:
         raise BrokenCheckpointError(
-            f"{prepared.folder} has no tokenizer.", hint="Copy tokenizer.json and tokenizer_config.json of the model there."
+            f"{prepared.folder} has no tokenizer.",
+            hint="Copy tokenizer.json and tokenizer_config.json of the model there.",
         )
     return prepared
 

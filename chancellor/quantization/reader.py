@@ -51,14 +51,15 @@ def open_reader(path: Path, info: CheckpointInfo, *, trust_remote_code: bool = F
     if info.format == "gguf":
         return _GGUF(path)
     if info.format == "safetensors":
-        return _Safetensors(path, trust_remote_code)
+        return _Safetensors(path, trust_remote_code=trust_remote_code)
     raise QuantizationError(
-        f"{path} holds pickled weights.", hint="Convert them to safetensors first (save_pretrained of transformers does)."
+        f"{path} holds pickled weights.",
+        hint="Convert them to safetensors first (save_pretrained of transformers does).",
     )
 
 
 class _Safetensors(CheckpointReader):
-    def __init__(self, folder: Path, trust_remote_code: bool) -> None:
+    def __init__(self, folder: Path, *, trust_remote_code: bool) -> None:
         self._folder = folder
         self._trust_remote_code = trust_remote_code
         self._shards = sorted(folder.glob("*.safetensors"))

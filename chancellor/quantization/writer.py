@@ -50,7 +50,7 @@ def quantize(
         dtype: compute type recorded with the int8 weights: "bfloat16", "float16" or "float32". An engine has to run
             with this type, as TorchAO's tensors refuse to be loaded into another one.
         trust_remote_code: run the model's own code where it brings some.
-        lock_timeout_s: seconds to wait for another process that writes the same destination; -1 waits as long as it takes.
+        lock_timeout_s: seconds to wait for another process that writes the same destination; -1 has no limit.
 
     Returns:
         The destination.
@@ -108,7 +108,7 @@ def write_checkpoint(
             progress.report("quantize", name, "reading the original")
             reader = open_reader(checkpoint.path, info, trust_remote_code=trust_remote_code)
             with _aside(destination) as folder:
-                parameters, layers = _write(reader, folder, scheme, compute, name, trust_remote_code)
+                parameters, layers = _write(reader, folder, scheme, compute, name, trust_remote_code=trust_remote_code)
                 Manifest.describe(
                     folder,
                     source=checkpoint.identity,
@@ -149,6 +149,7 @@ def _write(
     scheme: Scheme | None,
     compute: "torch.dtype",
     name: str,
+    *,
     trust_remote_code: bool,
 ) -> tuple[int, int]:
     """Write everything but the manifest; return the numbers of parameters and of quantised layers."""
@@ -158,7 +159,7 @@ def _write(
     config = {**reader.config(), "dtype": str(compute).removeprefix("torch.")}
     config.pop("torch_dtype", None)
     sizes = reader.sizes()
-    linear, kept = _linear_layers(folder, config, trust_remote_code) if scheme else (set(), [])
+    linear, kept = _linear_layers(folder, config, trust_remote_code=trust_remote_code) if scheme else (set(), [])
     chosen = {f"{layer}.weight" for layer in linear} & sizes.keys()
     if scheme:
         if not chosen:
@@ -182,7 +183,7 @@ def _write(
     return sum(sizes.values()), len(chosen)
 
 
-def _linear_layers(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> tuple[set[str], list[str]]:
+def _linear_layers(folder: Path, config: dict[str, Any], *, trust_remote_code: bool) -> tuple[set[str], list[str]]:
     """Return the names of the linear layers to quantise, and of the output layer, which stays as it is."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -25,7 +25,7 @@ def used_mib() -> float:
 
     pynvml.nvmlInit()
     devices = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(gpu_count())]
-    return sum(pynvml.nvmlDeviceGetMemoryInfo(device).used for device in devices) / 2**20
+    return float(sum(pynvml.nvmlDeviceGetMemoryInfo(device).used for device in devices)) / 2**20
 
 
 def total_mib() -> float:
@@ -33,10 +33,10 @@ def total_mib() -> float:
 
     pynvml.nvmlInit()
     devices = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(gpu_count())]
-    return sum(pynvml.nvmlDeviceGetMemoryInfo(device).total for device in devices) / 2**20
+    return float(sum(pynvml.nvmlDeviceGetMemoryInfo(device).total for device in devices)) / 2**20
 
 
-def test_the_graph_answers_and_the_memory_comes_back(catalog: Catalog):
+def test_the_graph_answers_and_the_memory_comes_back(catalog: Catalog) -> None:
     before = used_mib()
     pool = EnginePool()
     try:
@@ -51,15 +51,17 @@ def test_the_graph_answers_and_the_memory_comes_back(catalog: Catalog):
         assert 0.5 * 0.8 * total_mib() < metrics["gpu_memory_mib"] <= 0.82 * total_mib() + before
         assert metrics["gpu_utilization"] is not None
 
-        async def sixteen() -> list[dict[str, Any]]:
+        async def sixteen() -> list[Any]:
             questions = [{"messages": [("user", f"What is {number}+2?")]} for number in range(16)]
-            return await asyncio.gather(*(graph.ainvoke(question, context=context) for question in questions))
+            return list(await asyncio.gather(*(graph.ainvoke(question, context=context) for question in questions)))
 
         assert len(asyncio.run(sixteen())) == 16
         stats = pool.stats()["random"]
         print(stats)
         assert stats.peak_running == 16
-        chunks = [chunk for chunk, _ in graph.stream({"messages": [("user", "hi")]}, context=context, stream_mode="messages")]
+        chunks = [
+            chunk for chunk, _ in graph.stream({"messages": [("user", "hi")]}, context=context, stream_mode="messages")
+        ]
         assert len(chunks) > 1
         with pytest.raises(errors.PromptTooLongError):
             graph.invoke({"messages": [("user", "word " * 2000)]}, context=context)

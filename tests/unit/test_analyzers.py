@@ -20,7 +20,7 @@ from chancellor.errors import UnknownChoiceError
         ("a  b\n c\td   e", "low"),
     ],
 )
-def test_rules(question: str, level: str):
+def test_rules(question: str, level: str) -> None:
     made = rules(question)
     assert made["level"] == level
     assert made["analyzer"] == "rules"
@@ -28,6 +28,6 @@ def test_rules(question: str, level: str):
     assert made["reasons"]
 
 
-def test_unknown_analyzer():
+def test_unknown_analyzer() -> None:
     with pytest.raises(UnknownChoiceError, match="rules"):
         analyzer_of("oracle")

@@ -14,7 +14,7 @@ def model(fake_engine: type[FakeEngine]) -> ChatVLLM:
     return ChatVLLM(model="light", catalog=catalog(), pool=EnginePool(fake_engine), temperature=0, max_tokens=9)
 
 
-def test_invoke(model: ChatVLLM, fake_engine: type[FakeEngine]):
+def test_invoke(model: ChatVLLM, fake_engine: type[FakeEngine]) -> None:
     answer = model.invoke("hello", stop=["x"], max_tokens=7)
     assert answer.text == "light says: hello"
     assert answer.usage_metadata == {
@@ -27,7 +27,7 @@ def test_invoke(model: ChatVLLM, fake_engine: type[FakeEngine]):
     assert (request.temperature, request.max_tokens, request.stop, request.stream) == (0, 7, ("x",), False)
 
 
-def test_stream_adds_up_to_the_same_message(model: ChatVLLM):
+def test_stream_adds_up_to_the_same_message(model: ChatVLLM) -> None:
     total: AIMessageChunk | None = None
     for chunk in model.stream("hello"):
         total = chunk if total is None else total + chunk
@@ -38,7 +38,7 @@ def test_stream_adds_up_to_the_same_message(model: ChatVLLM):
     assert total.response_metadata == whole.response_metadata
 
 
-def test_async_twins(model: ChatVLLM):
+def test_async_twins(model: ChatVLLM) -> None:
     async def both() -> tuple[str, str]:
         answer = await model.ainvoke("hello")
         return str(answer.text), "".join([str(chunk.text) async for chunk in model.astream("hello")])
@@ -46,7 +46,7 @@ def test_async_twins(model: ChatVLLM):
     assert asyncio.run(both()) == ("light says: hello",) * 2
 
 
-def test_messages_become_roles(model: ChatVLLM, fake_engine: type[FakeEngine]):
+def test_messages_become_roles(model: ChatVLLM, fake_engine: type[FakeEngine]) -> None:
     model.invoke([SystemMessage("be brief"), HumanMessage([{"type": "text", "text": "hello"}])])
     assert fake_engine.requests[-1].messages == [
         {"role": "system", "content": "be brief"},
@@ -54,7 +54,7 @@ def test_messages_become_roles(model: ChatVLLM, fake_engine: type[FakeEngine]):
     ]
 
 
-def test_leaving_a_stream_aborts_the_request(model: ChatVLLM, fake_engine: type[FakeEngine]):
+def test_leaving_a_stream_aborts_the_request(model: ChatVLLM, fake_engine: type[FakeEngine]) -> None:
     async def leave() -> None:
         stream = model.astream("one two three four five")
         await anext(stream)
@@ -69,7 +69,7 @@ def test_leaving_a_stream_aborts_the_request(model: ChatVLLM, fake_engine: type[
     assert fake_engine.aborted == ["one two three four five"]
 
 
-def test_bad_arguments():
+def test_bad_arguments() -> None:
     with pytest.raises(errors.UnknownModelError):
         ChatVLLM(model="gpt", catalog=catalog())
     with pytest.raises(errors.ModelRejectedError):
@@ -78,6 +78,6 @@ def test_bad_arguments():
         ChatVLLM(model="light", catalog=catalog(), temperature=5)
 
 
-def test_chat_models_hold_the_eligible_ones():
+def test_chat_models_hold_the_eligible_ones() -> None:
     assert list(ChatModels(catalog())) == ["light", "best", "strong"]
     assert len(ChatModels(catalog())) == 3

@@ -6,7 +6,7 @@ from chancellor.context import Context
 from chancellor.errors import InvalidContextError
 
 
-def test_defaults_are_the_tickets():
+def test_defaults_are_the_tickets() -> None:
     context = Context()
     assert (context.temperature, context.max_tokens, context.model) == (0.7, 512, None)
 
@@ -20,14 +20,14 @@ def test_defaults_are_the_tickets():
         ({"max_tokens": 0}, "max_tokens"),
     ],
 )
-def test_a_wrong_field_is_named_and_the_right_ones_listed(wrong: dict[str, object], field: str):
+def test_a_wrong_field_is_named_and_the_right_ones_listed(wrong: dict[str, object], field: str) -> None:
     with pytest.raises(InvalidContextError) as caught:
-        Context(**wrong)  # type: ignore[arg-type]
+        Context(**wrong)
     assert field in caught.value.message
     assert "max_tokens" in caught.value.hint
 
 
-def test_what_langgraph_hands_over():
+def test_what_langgraph_hands_over() -> None:
     @dataclass
     class Foreign:
         model: str = "gpt"
@@ -40,14 +40,14 @@ def test_what_langgraph_hands_over():
     assert Context.of(Foreign()) == Context()
 
 
-def test_a_subclass_is_kept():
+def test_a_subclass_is_kept() -> None:
     class Mine(Context):
         colour: str = "blue"
 
     assert Context.of(Mine(colour="red")) == Mine(colour="red")
 
 
-def test_fields_are_tagged_for_studio():
+def test_fields_are_tagged_for_studio() -> None:
     properties = Context.model_json_schema()["properties"]
     assert properties["model"]["langgraph_nodes"] == ["select_model"]
     assert properties["temperature"]["langgraph_nodes"] == ["generate"]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from subprocess import CompletedProcess, run
+from typing import ClassVar
 
 import pytest
 
@@ -36,12 +37,12 @@ except ChancellorError as error:
 class Hub(BaseHTTPRequestHandler):
     """The few routes of the hub's API that a snapshot needs."""
 
-    files: dict[str, bytes] = {}
+    files: ClassVar[dict[str, bytes]] = {}
 
-    def do_HEAD(self) -> None:  # noqa: N802 - the base class's name
+    def do_HEAD(self) -> None:
         self.answer()
 
-    def do_GET(self) -> None:  # noqa: N802 - the base class's name
+    def do_GET(self) -> None:
         self.answer()
 
     def answer(self) -> None:
@@ -102,11 +103,16 @@ def fetch(tmp_path: Path, endpoint: str, *arguments: str, offline: bool = False)
         "HF_HUB_DISABLE_XET": "1",
     }
     return run(
-        [sys.executable, "-c", FETCH, *arguments], env=environment, capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", FETCH, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
 
 
-def test_download_then_cache(tmp_path: Path, hub: str):
+def test_download_then_cache(tmp_path: Path, hub: str) -> None:
     first = fetch(tmp_path, hub, "v1")
     assert first.stdout.splitlines() == [
         "['config.json', 'model.safetensors']",
@@ -118,18 +124,18 @@ def test_download_then_cache(tmp_path: Path, hub: str):
     assert f"hub:org/model@{COMMIT}" in again.stdout
 
 
-def test_offline_says_so_and_what_to_do(tmp_path: Path, hub: str):
+def test_offline_says_so_and_what_to_do(tmp_path: Path, hub: str) -> None:
     made = fetch(tmp_path, hub, offline=True)
     assert made.stdout.startswith(DownloadError.__name__), made.stdout + made.stderr
     assert "local folder" in made.stdout
 
 
-def test_no_network(tmp_path: Path):
+def test_no_network(tmp_path: Path) -> None:
     made = fetch(tmp_path, "http://127.0.0.1:9")
     assert made.stdout.startswith(DownloadError.__name__), made.stdout + made.stderr
 
 
-def test_unknown_revision(tmp_path: Path, hub: str):
+def test_unknown_revision(tmp_path: Path, hub: str) -> None:
     made = fetch(tmp_path, hub, "v9")
     assert made.stdout.startswith(SourceNotFoundError.__name__), made.stdout + made.stderr
     assert "'v9'" in made.stdout

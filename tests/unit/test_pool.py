@@ -30,7 +30,7 @@ async def aanswer(pool: EnginePool, text: str = "hi") -> str:
     return "".join([delta.text async for delta in pool.agenerate(LIGHT, request(text))])
 
 
-def test_one_engine_however_many_ask_at_once(pool: EnginePool, fake_engine: type[FakeEngine]):
+def test_one_engine_however_many_ask_at_once(pool: EnginePool, fake_engine: type[FakeEngine]) -> None:
     fake_engine.start_s = 0.2
 
     async def eight() -> list[str]:
@@ -42,14 +42,16 @@ def test_one_engine_however_many_ask_at_once(pool: EnginePool, fake_engine: type
     assert fake_engine.started == ["light"]
 
 
-def test_an_entry_that_differs_in_name_and_score_only_shares_the_engine(pool: EnginePool, fake_engine: type[FakeEngine]):
+def test_an_entry_that_differs_in_name_and_score_only_shares_the_engine(
+    pool: EnginePool, fake_engine: type[FakeEngine]
+) -> None:
     pool.start(LIGHT)
     pool.start(LIGHT.model_copy(update={"name": "other", "trinity": 99.0, "tier": "strong"}))
     pool.start(LIGHT.model_copy(update={"scheme": None}))
     assert fake_engine.started == ["light", "light"]
 
 
-def test_engines_start_one_after_another(pool: EnginePool, fake_engine: type[FakeEngine]):
+def test_engines_start_one_after_another(pool: EnginePool, fake_engine: type[FakeEngine]) -> None:
     fake_engine.start_s = 0.2
     began = time.perf_counter()
     with ThreadPoolExecutor(2) as threads:
@@ -57,17 +59,19 @@ def test_engines_start_one_after_another(pool: EnginePool, fake_engine: type[Fak
     assert time.perf_counter() - began >= 0.4
 
 
-def test_a_failed_start_reaches_every_waiter_and_is_tried_again(pool: EnginePool, fake_engine: type[FakeEngine]):
+def test_a_failed_start_reaches_every_waiter_and_is_tried_again(
+    pool: EnginePool, fake_engine: type[FakeEngine]
+) -> None:
     fake_engine.fail_starts, fake_engine.start_s = 1, 0.1
 
     async def both() -> list[object]:
-        return await asyncio.gather(aanswer(pool), aanswer(pool), return_exceptions=True)
+        return list(await asyncio.gather(aanswer(pool), aanswer(pool), return_exceptions=True))
 
     assert [type(result) for result in asyncio.run(both())] == [EngineStartError, EngineStartError]
     assert answer(pool) == "light says: hi"
 
 
-def test_cancelling_one_waiter_leaves_the_start_to_the_others(pool: EnginePool, fake_engine: type[FakeEngine]):
+def test_cancelling_one_waiter_leaves_the_start_to_the_others(pool: EnginePool, fake_engine: type[FakeEngine]) -> None:
     fake_engine.start_s = 0.2
 
     async def scenario() -> str:
@@ -81,7 +85,7 @@ def test_cancelling_one_waiter_leaves_the_start_to_the_others(pool: EnginePool, 
     assert fake_engine.started == ["light"]
 
 
-def test_cancelling_aborts_the_request(pool: EnginePool, fake_engine: type[FakeEngine]):
+def test_cancelling_aborts_the_request(pool: EnginePool, fake_engine: type[FakeEngine]) -> None:
     pool.start(LIGHT)
     fake_engine.delta_s = 0.05
 
@@ -99,7 +103,7 @@ def test_cancelling_aborts_the_request(pool: EnginePool, fake_engine: type[FakeE
     assert fake_engine.aborted == ["a question of several words"]
 
 
-def test_a_dead_engine_is_replaced_with_the_next_request(pool: EnginePool, fake_engine: type[FakeEngine]):
+def test_a_dead_engine_is_replaced_with_the_next_request(pool: EnginePool, fake_engine: type[FakeEngine]) -> None:
     assert answer(pool) == "light says: hi"
     with pytest.raises(EngineDiedError):
         answer(pool, "die")
@@ -108,7 +112,7 @@ def test_a_dead_engine_is_replaced_with_the_next_request(pool: EnginePool, fake_
     assert fake_engine.closed == ["light"]
 
 
-def test_close_and_use_again(pool: EnginePool, fake_engine: type[FakeEngine]):
+def test_close_and_use_again(pool: EnginePool, fake_engine: type[FakeEngine]) -> None:
     before = set(threading.enumerate())
     pool.start(LIGHT)
     pool.start(BEST)
@@ -119,7 +123,7 @@ def test_close_and_use_again(pool: EnginePool, fake_engine: type[FakeEngine]):
     assert answer(pool) == "light says: hi"
 
 
-def test_close_during_a_start_waits_and_closes(pool: EnginePool, fake_engine: type[FakeEngine]):
+def test_close_during_a_start_waits_and_closes(pool: EnginePool, fake_engine: type[FakeEngine]) -> None:
     fake_engine.start_s = 0.3
     starter = threading.Thread(target=pool.start, args=(LIGHT,), daemon=True)
     starter.start()
@@ -130,7 +134,7 @@ def test_close_during_a_start_waits_and_closes(pool: EnginePool, fake_engine: ty
     assert not starter.is_alive()
 
 
-def test_progress_and_stats(pool: EnginePool):
+def test_progress_and_stats(pool: EnginePool) -> None:
     steps: list[progress.Progress] = []
     with progress.listening(steps.append):
         pool.start(LIGHT)
@@ -138,7 +142,7 @@ def test_progress_and_stats(pool: EnginePool):
     assert pool.stats()["light"].running == 0
 
 
-def test_a_listener_that_fails_harms_nothing(pool: EnginePool):
+def test_a_listener_that_fails_harms_nothing(pool: EnginePool) -> None:
     def broken(step: progress.Progress) -> None:
         raise RuntimeError
 

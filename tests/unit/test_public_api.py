@@ -44,24 +44,24 @@ ERRORS = {
 }
 
 
-def test_all_is_pinned():
+def test_all_is_pinned() -> None:
     assert set(chancellor.__all__) == PUBLIC | ERRORS
     assert len(chancellor.__all__) == len(set(chancellor.__all__))
     assert set(errors.__all__) == ERRORS
 
 
-def test_every_public_name_can_be_imported():
+def test_every_public_name_can_be_imported() -> None:
     for name in chancellor.__all__:
         assert getattr(chancellor, name) is not None
     assert callable(chancellor.ask)
 
 
-def test_ask_stays_a_function_whatever_is_imported_first():
+def test_ask_stays_a_function_whatever_is_imported_first() -> None:
     code = "import chancellor.answer, chancellor.cli.ask, chancellor; assert callable(chancellor.ask), chancellor.ask"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_import_is_light():
+def test_import_is_light() -> None:
     heavy = ("torch", "vllm", "transformers", "torchao", "fastapi", "huggingface_hub", "gguf", "numpy")
     code = f"""
 import sys
@@ -76,7 +76,7 @@ assert not loaded, f"building the graph loads {{loaded}}"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_tree_in_the_docstring_is_the_tree():
+def test_the_tree_in_the_docstring_is_the_tree() -> None:
     for name in ERRORS:
         assert issubclass(getattr(errors, name), errors.ChancellorError)
         assert name in (errors.__doc__ or "")

@@ -1,0 +1,44 @@
+# Each target sets up .venv first if it is missing or its inputs changed. `make help` lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+QUESTION ?= What is 2+2?
+
+.PHONY: help demo test test-unit lint format lock setup clean
+
+help: ## Show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(READY) ## Answer a question with a TorchAO int8 model in vLLM
+	@echo '$$ chancellor ask "$(QUESTION)" --temperature 0'
+	@$(BIN)/chancellor ask "$(QUESTION)" --temperature 0
+
+test: $(READY) ## Run all tests, real engines included (about 8 minutes on 2 cores)
+	$(BIN)/python -m pytest
+
+test-unit: $(READY) ## Run the tests that start no engine (about a minute)
+	$(BIN)/python -m pytest tests/unit
+
+lint: $(READY) ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: ## Resolve requirements/*.txt anew (needs uv on the PATH)
+	requirements/lock.sh
+
+setup: $(READY) ## Only set up .venv
+
+clean: ## Remove .venv
+	rm -rf $(VENV)
+
+$(READY): pyproject.toml requirements/cpu.txt requirements/demo.txt requirements/install.sh
+	PYTHON=$(PYTHON) requirements/install.sh $(VENV)
+	@touch $@
