@@ -26,8 +26,8 @@ class CheckpointReader(ABC):
         """Return the model's config.json, without any quantization_config."""
 
     @abstractmethod
-    def sizes(self) -> dict[str, int]:
-        """Return the name of each tensor and its number of elements, in the order of the file."""
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the name and shape of each tensor, in the order of the file."""
 
     @abstractmethod
     def tensors(self) -> Iterator[tuple[str, "torch.Tensor"]]:
@@ -67,18 +67,15 @@ class _Safetensors(CheckpointReader):
     def config(self) -> dict[str, Any]:
         return read_json(self._folder / "config.json")
 
-    def sizes(self) -> dict[str, int]:
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         from safetensors import safe_open
 
-        sizes: dict[str, int] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for shard in self._shards:
             with safe_open(shard, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                    shape = file.get_slice(name).get_shape()
-                    sizes[name] = 1
-                    for dimension in shape:
-                        sizes[name] *= dimension
-        return sizes
+                    shapes[name] = tuple(file.get_slice(name).get_shape())
+        return shapes
 
     def tensors(self) -> Iterator[tuple[str, "torch.Tensor"]]:
         from safetensors import safe_open
@@ -125,8 +122,8 @@ class _GGUF(CheckpointReader):
         config.pop("quantization_config", None)
         return {**config, "architectures": [type(self._model).__name__]}
 
-    def sizes(self) -> dict[str, int]:
-        return {name: tensor.numel() for name, tensor in self._state.items()}
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self._state.items()}
 
     def tensors(self) -> Iterator[tuple[str, "torch.Tensor"]]:
         yield from self._state.items()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from chancellor.errors import MissingDependencyError, UnknownChoiceError
 
 if TYPE_CHECKING:
+    import torch
     from torchao.core.config import AOBaseConfig
 
 __all__ = ["SCHEMES", "Scheme", "SchemeName"]
@@ -46,6 +47,18 @@ class Scheme:
         # TorchAO would turn on inductor's autotuning for the whole process: minutes of compile at engine start.
         config: AOBaseConfig = build(set_inductor_config=False)
         return config
+
+    def quantize(self, weight: "torch.Tensor") -> "torch.Tensor":
+        """Return the weight of a linear layer, shape (out, in), as TorchAO's tensor of this scheme."""
+        import torch
+        from torchao.quantization import quantize_
+
+        # TorchAO wants a module, and for some schemes one that is inside of another.
+        layers = torch.nn.Sequential(torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta"))
+        layers[0].weight = torch.nn.Parameter(weight, requires_grad=False)
+        quantize_(layers, self.config())
+        quantized: torch.Tensor = layers[0].weight.data
+        return quantized
 
 
 SCHEMES: Final[dict[str, Scheme]] = {

@@ -5,6 +5,7 @@ transformers converts it whole). Everything is written into a folder beside the 
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,13 +21,13 @@ from chancellor.errors import MissingDependencyError, QuantizationError
 from chancellor.quantization.manifest import Manifest
 from chancellor.quantization.reader import CheckpointReader, open_reader
 from chancellor.quantization.schemes import Scheme
+from chancellor.quantization.shards import ShardWriter
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["quantize", "write_checkpoint"]
 
-_SHARD_BYTES: Final = 4 * 2**30
 _SPARE: Final = 1.05  # headers, tokenizer and rounding, as a factor on the estimated size
 
 
@@ -93,6 +94,7 @@ def write_checkpoint(
         import torch
         import torchao  # noqa: F401
         import transformers  # noqa: F401
+        from safetensors import SafetensorError
     except ImportError as error:
         raise MissingDependencyError.of(str(error.name), "cpu") from error
 
@@ -122,9 +124,9 @@ def write_checkpoint(
         raise QuantizationError(
             f"Another process has been writing {destination} for {lock_timeout_s:g} s.", hint="Wait for it, or end it."
         ) from error
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise QuantizationError(
-            f"Writing {destination} failed: {error.strerror or error}.",
+            f"Writing {destination} failed: {error}.",
             hint="Make room or choose another folder, then run it again; nothing half-written was kept.",
         ) from error
 
@@ -158,24 +160,23 @@ def _write(
     reader.copy_companions(folder)
     config = {**reader.config(), "dtype": str(compute).removeprefix("torch.")}
     config.pop("torch_dtype", None)
-    sizes = reader.sizes()
+    shapes = reader.shapes()
     linear, kept = _linear_layers(folder, config, trust_remote_code=trust_remote_code) if scheme else (set(), [])
-    chosen = {f"{layer}.weight" for layer in linear} & sizes.keys()
+    chosen = {f"{layer}.weight" for layer in linear} & shapes.keys()
     if scheme:
         if not chosen:
             raise QuantizationError(
                 f"No linear layer of {name} can be quantised.",
                 hint="Its tensors are not named as transformers names them; set scheme to none for this model.",
             )
-        quantization = TorchAoConfig(scheme.config(), modules_to_not_convert=kept or None).to_dict()
-        config["quantization_config"] = quantization
+        config["quantization_config"] = TorchAoConfig(scheme.config(), modules_to_not_convert=kept or None).to_dict()
+    sizes = {tensor_name: math.prod(shape) for tensor_name, shape in shapes.items()}
     _check_space(folder, sizes, chosen, scheme)
-
-    shards = _Shards(folder, torchao=scheme is not None)
+    shards = ShardWriter(folder, _metadata(shapes, chosen, scheme, compute))
     for done, (tensor_name, tensor) in enumerate(reader.tensors(), start=1):
-        progress.report("quantize", name, "quantising" if scheme else "converting", done, len(sizes))
+        progress.report("quantize", name, "quantising" if scheme else "converting", done, len(shapes))
         if scheme and tensor_name in chosen:
-            shards.add(tensor_name, _quantized(tensor.to(compute), scheme))
+            shards.add(tensor_name, scheme.quantize(tensor.to(compute)))
         else:
             shards.add(tensor_name, tensor)
     shards.close()
@@ -204,15 +205,21 @@ def _linear_layers(folder: Path, config: dict[str, Any], *, trust_remote_code: b
     return linear - set(kept), kept
 
 
-def _quantized(weight: "torch.Tensor", scheme: Scheme) -> "torch.Tensor":
+def _metadata(
+    shapes: dict[str, tuple[int, ...]], chosen: set[str], scheme: Scheme | None, compute: "torch.dtype"
+) -> dict[str, str]:
+    """Return TorchAO's description of every tensor of the checkpoint, made from tensors without storage."""
+    if scheme is None:
+        return {}
     import torch
-    from torchao.quantization import quantize_
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
-    layer = torch.nn.Sequential(torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta"))
-    layer[0].weight = torch.nn.Parameter(weight, requires_grad=False)
-    quantize_(layer, scheme.config())
-    quantized: torch.Tensor = layer[0].weight.data
-    return quantized
+    outlines: dict[str, torch.Tensor] = {}
+    for name, shape in shapes.items():
+        outline = torch.empty(shape, dtype=compute, device="meta")
+        outlines[name] = scheme.quantize(outline) if name in chosen else outline
+    metadata: dict[str, str] = flatten_tensor_state_dict(outlines)[1]
+    return metadata
 
 
 def _check_space(folder: Path, sizes: dict[str, int], quantized: set[str], scheme: Scheme | None) -> None:
@@ -223,53 +230,3 @@ def _check_space(folder: Path, sizes: dict[str, int], quantized: set[str], schem
             f"{folder.parent} has {free / 2**30:.1f} GiB free; {needed * _SPARE / 2**30:.1f} GiB are needed.",
             hint="Make room, or set CHANCELLOR_CACHE_DIR (or the destination) to a larger disk.",
         )
-
-
-class _Shards:
-    """Collect tensors and write them out in files of bounded size, with an index where there are several."""
-
-    def __init__(self, folder: Path, *, torchao: bool) -> None:
-        self._folder = folder
-        # vLLM wants TorchAO's metadata in every file of a TorchAO checkpoint, also in one of plain tensors.
-        self._torchao = torchao
-        self._pending: dict[str, torch.Tensor] = {}
-        self._bytes = 0
-        self._files: list[list[str]] = []
-        self._total = 0
-
-    def add(self, name: str, tensor: "torch.Tensor") -> None:
-        size = sum(part.numel() * part.element_size() for part in _parts(tensor))
-        if self._pending and self._bytes + size > _SHARD_BYTES:
-            self._flush()
-        self._pending[name] = tensor
-        self._bytes += size
-        self._total += size
-
-    def close(self) -> None:
-        self._flush()
-        count = len(self._files)
-        weight_map: dict[str, str] = {}
-        for number, names in enumerate(self._files, start=1):
-            name = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
-            os.replace(self._folder / f"{number}.part", self._folder / name)
-            weight_map |= dict.fromkeys(names, name)
-        if count > 1:
-            index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
-            (self._folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
-
-    def _flush(self) -> None:
-        from safetensors.torch import save_file
-        from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
-
-        metadata: dict[str, str] = {}
-        tensors: dict[str, Any] = {name: tensor.contiguous() for name, tensor in self._pending.items()}
-        if self._torchao:
-            tensors, metadata = flatten_tensor_state_dict(tensors)
-        self._files.append(list(tensors))
-        save_file(tensors, self._folder / f"{len(self._files)}.part", metadata={**metadata, "format": "pt"})
-        self._pending, self._bytes = {}, 0
-
-
-def _parts(tensor: "torch.Tensor") -> list["torch.Tensor"]:
-    names = getattr(tensor, "tensor_data_names", None)
-    return [getattr(tensor, name) for name in names] if names else [tensor]
