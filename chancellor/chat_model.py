@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from chancellor.catalog import Catalog, ModelSpec
 from chancellor.engines import Delta, EnginePool, GenerationRequest, default_pool
+from chancellor.errors import InvalidInputError
 
 __all__ = ["ChatModels", "ChatVLLM"]
 
@@ -62,7 +63,8 @@ class ChatVLLM(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {"model": self.model, **{name: getattr(self, name) for name in _PARAMETERS}}
+        spec = self._spec.model_dump(mode="json", exclude={"trinity", "tier"})
+        return {**spec, **{name: getattr(self, name) for name in _PARAMETERS}, "stop": self.stop}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
@@ -125,11 +127,18 @@ class ChatVLLM(BaseChatModel):
     def _request(
         self, messages: list[BaseMessage], stop: list[str] | None, *, stream: bool, **kwargs: Any
     ) -> GenerationRequest:
+        converted = convert_to_openai_messages(messages, text_format="string")
+        for message in converted:
+            if not isinstance(message.get("content"), str):
+                raise InvalidInputError(
+                    f"A {message['role']} message holds something other than text.",
+                    hint="The models here read text only: leave images and files out.",
+                )
         return GenerationRequest(
-            messages=convert_to_openai_messages(messages, text_format="string"),
+            messages=converted,
             stop=tuple(stop if stop is not None else self.stop or ()),
             stream=stream,
-            **{name: kwargs.get(name, getattr(self, name)) for name in _PARAMETERS},
+            **{name: kwargs[name] if kwargs.get(name) is not None else getattr(self, name) for name in _PARAMETERS},
         )
 
     def _result(self, deltas: list[Delta]) -> ChatResult:

@@ -52,13 +52,15 @@ class Context(BaseModel):
     def of(cls, given: object) -> Self:
         """Turn what LangGraph hands to a node into a context.
 
-        A node embedded in another graph is handed that graph's context: what is not ours counts as none.
+        A node embedded in another graph is handed that graph's context, which may well have a `model` of its own:
+        what is not ours counts as none. A dict can carry ours under the key `chancellor`.
         """
         if isinstance(given, cls):
             return given
-        if isinstance(given, dict) and given.keys() <= cls.model_fields.keys():
-            return cls(**given)
-        return cls()
+        ours = given.get("chancellor") if isinstance(given, dict) else None
+        if isinstance(ours, cls):
+            return ours
+        return cls(**ours) if isinstance(ours, dict) else cls()
 
 
 def explain(error: ValidationError) -> str:

@@ -172,11 +172,11 @@ class MissingDependencyError(ChancellorError):
     """An optional package is not installed."""
 
     @classmethod
-    def of(cls, package: str, extra: str) -> "MissingDependencyError":
-        """Say that `package` is missing, and name the extra that brings it."""
+    def of(cls, package: str | None) -> "MissingDependencyError":
+        """Say that a package of the engines is missing, and name the extras that bring it."""
         return cls(
             f"The package {package!r} is not installed.",
-            hint=f"Install it with: pip install 'chancellor[{extra}]'",
+            hint="Install it with: pip install 'chancellor[cpu]' (with CUDA: 'chancellor[vllm]')",
         )
 
 

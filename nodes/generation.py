@@ -29,12 +29,12 @@ def generation_node(models: Mapping[str, BaseChatModel]) -> Node:
 
     def run(state: Mapping[str, Any], config: RunnableConfig | None) -> dict[str, Any]:
         model, messages, parameters = _call(models, state)
-        with progress.listening(_writer()):
+        with progress.listening(_listener(state)):
             return {"messages": [model.invoke(messages, config, **parameters)]}
 
     async def arun(state: Mapping[str, Any], config: RunnableConfig | None) -> dict[str, Any]:
         model, messages, parameters = _call(models, state)
-        with progress.listening(_writer()):
+        with progress.listening(_listener(state)):
             return {"messages": [await model.ainvoke(messages, config, **parameters)]}
 
     return Node("generate", run, arun)
@@ -63,8 +63,11 @@ def _call(
     return model, messages, asked
 
 
-def _writer() -> progress.Listener:
+def _listener(state: Mapping[str, Any]) -> progress.Listener:
+    """Pass on what this run's own model reports."""
     try:
-        return get_stream_writer()
-    except RuntimeError:  # called outside a graph
+        write = get_stream_writer()
+    except (RuntimeError, KeyError, AttributeError):  # outside of a graph
         return lambda _: None
+    name = state["decision"]["model"]
+    return lambda step: write(step) if step["model"] == name else None

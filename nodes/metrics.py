@@ -41,6 +41,8 @@ def metrics_node(recorders: Iterable[Recorder] = ()) -> Node:
         return {"metrics": metrics}
 
     async def arun(state: Mapping[str, Any], config: RunnableConfig | None) -> dict[str, Any]:
+        if recorders:  # they may well write to a disk or a network
+            return await asyncio.to_thread(run, state, config)
         if resources.stale():
             await asyncio.to_thread(resources.measure)
         return run(state, config)

@@ -42,6 +42,8 @@ class Node(Runnable[Any, Update]):
 def context_of_run() -> Context:
     """Return the context of the running graph; the defaults outside of one, or where it is another graph's."""
     try:
-        return Context.of(get_runtime().context)
+        runtime = get_runtime()
     except (RuntimeError, KeyError):
         return Context()
+    # Inside of a runnable that no graph runs there is a config, but no runtime.
+    return Context.of(getattr(runtime, "context", None))

@@ -29,9 +29,8 @@ def selection_node(catalog: Catalog, policy: str | Policy | None = None) -> Node
     fixed = policy_of(policy) if isinstance(policy, str) else policy
     survey = _Survey(catalog)
 
-    def decide(state: Mapping[str, Any]) -> dict[str, Any]:
+    def decide(state: Mapping[str, Any], candidates: list[Candidate]) -> dict[str, Any]:
         context = context_of_run()
-        candidates = survey.candidates()
         if context.model is not None:
             chosen = Choice(catalog.usable(context.model).name, "asked for by name")
             name = "by name"
@@ -51,12 +50,11 @@ def selection_node(catalog: Catalog, policy: str | Policy | None = None) -> Node
         return {"decision": decision}
 
     def run(state: Mapping[str, Any], _: RunnableConfig | None) -> dict[str, Any]:
-        return decide(state)
+        return decide(state, survey.candidates())
 
     async def arun(state: Mapping[str, Any], _: RunnableConfig | None) -> dict[str, Any]:
-        if not survey.done:
-            await asyncio.to_thread(survey.candidates)  # reads headers from disk
-        return decide(state)
+        # It may read headers from disk.
+        return decide(state, survey.candidates() if survey.done else await asyncio.to_thread(survey.candidates))
 
     return Node("select_model", run, arun)
 

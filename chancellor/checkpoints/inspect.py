@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from chancellor.errors import BrokenCheckpointError, MissingDependencyError, UnsafeCheckpointError
 
-__all__ = ["CheckpointInfo", "inspect_checkpoint", "read_json"]
+__all__ = ["CheckpointInfo", "inspect_checkpoint", "read_json", "safetensors_files"]
 
 _MAX_HEADER = 100 * 2**20  # the limit that the safetensors format itself sets, in bytes
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tekken.json")
@@ -48,19 +48,19 @@ def inspect_checkpoint(path: Path, *, allow_pickle: bool = False, trust_remote_c
             f"The model in {path} brings Python code of its own, which would be run.",
             hint="Read that code; if you trust it, set trust_remote_code = true in the catalog entry.",
         )
-    shards = sorted(path.glob("*.safetensors"))
+    shards = safetensors_files(path)
     if not shards:
         return _pickle(path, config, allow_pickle=allow_pickle)
     parameters = sum(_safetensors(shard, shard.stat().st_mtime_ns) for shard in shards)
-    _check_index(path, {shard.name for shard in shards})
     quantization = config.get("quantization_config") or {}
-    quant_type = (quantization.get("quant_type") or {}).get("default") or {}
+    quant_type = quantization.get("quant_type")
+    quant_type = quant_type.get("default") if isinstance(quant_type, dict) else quant_type
     return CheckpointInfo(
         format="safetensors",
         parameters=parameters,
         bytes=sum(shard.stat().st_size for shard in shards),
         quant_method=quantization.get("quant_method"),
-        torchao_type=quant_type.get("_type") if isinstance(quant_type, dict) else str(quant_type),
+        torchao_type=quant_type.get("_type") if isinstance(quant_type, dict) else quant_type,
         has_tokenizer=any((path / name).exists() for name in _TOKENIZERS),
     )
 
@@ -82,12 +82,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_index(folder: Path, present: set[str]) -> None:
+def safetensors_files(folder: Path) -> list[Path]:
+    """Return the weight files: those of the index where there is one, as some repositories hold the weights twice.
+
+    Raises:
+        BrokenCheckpointError: a file of the index is missing.
+    """
     index = folder / "model.safetensors.index.json"
-    if index.exists():
-        missing = sorted(set(read_json(index).get("weight_map", {}).values()) - present)
-        if missing:
-            raise BrokenCheckpointError(f"{folder} lacks {', '.join(missing)}, which its index names.")
+    if not index.exists():
+        return sorted(folder.glob("*.safetensors"))
+    named = sorted({str(name) for name in read_json(index).get("weight_map", {}).values()})
+    if missing := [name for name in named if not (folder / name).is_file()]:
+        raise BrokenCheckpointError(f"{folder} lacks {', '.join(missing)}, which its index names.")
+    return [folder / name for name in named]
 
 
 @lru_cache(maxsize=1024)
@@ -121,7 +128,7 @@ def _gguf(path: Path, _mtime: int) -> CheckpointInfo:
     try:
         from gguf import GGUFReader
     except ImportError as error:
-        raise MissingDependencyError.of("gguf", "cpu") from error
+        raise MissingDependencyError.of("gguf") from error
     try:
         tensors = GGUFReader(path).tensors
         parameters = sum(int(tensor.n_elements) for tensor in tensors)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from chancellor.catalog import Catalog, ModelSpec
@@ -32,8 +33,8 @@ def run(config: Path | None, *, as_json: bool) -> None:
     for row in rows:
         balance = f" ({row['balance']})" if row["balance"] else ""
         table.add_row(
-            row["name"],
-            row["source"],
+            escape(row["name"]),
+            escape(row["source"]),
             row["scheme"] or "-",
             row["tier"] or "-",
             "unknown" if row["parameters"] is None else f"{row['parameters'] / 1e6:,.0f} M",

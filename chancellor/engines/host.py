@@ -11,12 +11,22 @@ import queue
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator
 from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
+
+from chancellor.errors import EngineDiedError
 
 __all__ = ["EngineHost"]
 
 _END: Final = object()
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """What a source raised, on its way to whoever iterates over it."""
+
+    error: BaseException
 
 
 class EngineHost:
@@ -32,6 +42,11 @@ class EngineHost:
     def _forget(self) -> None:
         self._lock = threading.Lock()
         self._loop = self._thread = None
+
+    @property
+    def running(self) -> bool:
+        """Whether the thread has been started."""
+        return self._loop is not None
 
     def loop(self) -> asyncio.AbstractEventLoop:
         """Return the host's loop, running."""
@@ -66,8 +81,9 @@ class EngineHost:
         future = self.submit(_pump(source, items.put))
         try:
             while (item := items.get()) is not _END:
+                if isinstance(item, _Failure):
+                    raise item.error
                 yield item
-            future.result()
         finally:
             future.cancel()
 
@@ -77,13 +93,14 @@ class EngineHost:
         future = self.submit(_pump(source, inbox.put))
         try:
             while (item := await inbox.get()) is not _END:
+                if isinstance(item, _Failure):
+                    raise item.error
                 yield item
-            await asyncio.wrap_future(future)
         finally:
             future.cancel()
 
     def stop(self) -> None:
-        """End the thread. Engines have to be closed before."""
+        """End the thread; what still runs on it is cancelled. Engines have to be closed before."""
         with self._lock:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
@@ -96,16 +113,28 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
     try:
         loop.run_forever()
+        # Whoever waits for a request would wait for ever if its task just vanished with the loop.
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
     finally:
         loop.close()
 
 
 async def _pump(source: Callable[[], AsyncIterator[T]], put: Callable[[Any], None]) -> None:
-    """Pass the items on; errors travel in the future, the end in the queue."""
+    """Pass the items on, then the end, or what went wrong."""
     items = source()
     try:
         async for item in items:
             put(item)
+    except asyncio.CancelledError:
+        # Either nobody listens any more, or the host is being stopped.
+        put(_Failure(EngineDiedError("The engines were closed while this request ran.")))
+        raise
+    except BaseException as error:  # noqa: BLE001 - raised again where it belongs: at the caller
+        put(_Failure(error))
     finally:
         # Closing it here, not when the garbage collector comes by, aborts the request at once.
         close = getattr(items, "aclose", None)

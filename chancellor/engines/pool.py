@@ -3,15 +3,18 @@
 import asyncio
 import atexit
 import logging
+import os
+import threading
 import time
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
-from functools import cache
 
 from chancellor import progress
 from chancellor.catalog import ModelSpec
 from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest
 from chancellor.engines.host import EngineHost
 from chancellor.engines.vllm import VLLMEngine
+from chancellor.errors import EngineDiedError
 
 __all__ = ["EnginePool", "default_pool"]
 
@@ -30,6 +33,12 @@ class EnginePool:
         self._engines: dict[str, asyncio.Task[Engine]] = {}  # touched on the host's loop only
         self._names: dict[str, str] = {}
         self._starting: asyncio.Lock | None = None
+        self._waiting: set[asyncio.Task[Engine]] = set()  # for their turn to start
+        self._closing = False
+        self._pid = os.getpid()
+        this = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _call(this, EnginePool._forget))
+        atexit.register(lambda: _call(this, EnginePool.close))
 
     def start(self, spec: ModelSpec) -> None:
         """Start the model's engine unless it runs; return when it is ready."""
@@ -52,13 +61,22 @@ class EnginePool:
         return self._host.call(self._stats())
 
     def close(self) -> None:
-        """Close all engines and end the host's thread. The pool can be used again afterwards."""
-        try:
+        """Close all engines and end the host's thread; also done at exit. The pool can be used again afterwards.
+
+        Requests that are still running end with an EngineDiedError.
+        """
+        if self._pid == os.getpid() and self._host.running:
             self._host.call(self._close())
-        finally:
             self._host.stop()
 
+    def _forget(self) -> None:
+        """In a forked child: the engines are the parent's."""
+        self._engines, self._names, self._waiting = {}, {}, set()
+        self._starting, self._closing, self._pid = None, False, os.getpid()
+
     async def _get(self, spec: ModelSpec) -> Engine:
+        if self._closing:
+            raise EngineDiedError("The engines are being closed.")
         key = _key(spec)
         task = self._engines.get(key)
         if task is not None and task.done() and not _usable(task):
@@ -76,7 +94,11 @@ class EnginePool:
     async def _start(self, spec: ModelSpec) -> Engine:
         if self._starting is None:
             self._starting = asyncio.Lock()
+        task = asyncio.current_task()
+        if task is not None:
+            self._waiting.add(task)
         async with self._starting:  # two engines that start at once measure each other's memory
+            self._waiting = {other for other in self._waiting if other is not task}
             began = time.perf_counter()
             engine = self._factory(spec)
             await engine.start()
@@ -103,14 +125,30 @@ class EnginePool:
         return {self._names[key]: task.result().stats() for key, task in ready.items()}
 
     async def _close(self) -> None:
-        tasks, self._engines, self._starting = list(self._engines.values()), {}, None
-        for task in tasks:
-            try:
-                # A start cannot be interrupted half-way: vLLM's processes would be left behind.
-                engine = await task
-                await engine.close()
-            except Exception:
-                logger.debug("An engine did not start or close cleanly", exc_info=True)
+        self._closing = True
+        try:
+            for task in tuple(self._waiting):
+                task.cancel()
+            while self._engines:
+                # One by one: a close that is interrupted (Ctrl-C) can be taken up again.
+                key, task = next(iter(self._engines.items()))
+                try:
+                    # A start cannot be interrupted half-way: vLLM's processes would be left behind.
+                    engine = await asyncio.shield(task)
+                    await engine.close()
+                except asyncio.CancelledError:
+                    if not task.cancelled():
+                        raise
+                except Exception:
+                    logger.debug("An engine did not start or close cleanly", exc_info=True)
+                self._engines.pop(key, None)
+        finally:
+            self._closing, self._starting, self._waiting = False, None, set()
+
+
+def _call(pool: "weakref.ref[EnginePool]", method: Callable[[EnginePool], None]) -> None:
+    if (alive := pool()) is not None:
+        method(alive)
 
 
 def _usable(task: "asyncio.Task[Engine]") -> bool:
@@ -121,9 +159,14 @@ def _key(spec: ModelSpec) -> str:
     return spec.model_dump_json(exclude={"name", "trinity", "tier", "parameters"})
 
 
-@cache
+_default: EnginePool | None = None
+_default_lock = threading.Lock()
+
+
 def default_pool() -> EnginePool:
-    """Return the process's pool. Its engines are closed when the interpreter exits."""
-    pool = EnginePool()
-    atexit.register(pool.close)
-    return pool
+    """Return the process's pool."""
+    global _default
+    with _default_lock:
+        if _default is None:
+            _default = EnginePool()
+        return _default

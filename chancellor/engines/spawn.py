@@ -7,25 +7,31 @@ An engine needs nothing of that script: multiprocessing is told, for vLLM's proc
 
 import multiprocessing.spawn
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["engine_spawning", "environment"]
+__all__ = ["PROCESS_NAMES", "engine_spawning", "environment", "starting"]
 
-_PROCESS_NAMES: Final = ("EngineCore", "VllmWorker")
+PROCESS_NAMES: Final = ("EngineCore", "VllmWorker")
+"""How vLLM calls its processes."""
+
+starting: Final = threading.Lock()
+"""Held while an engine starts: what is changed for it holds for the whole process."""
+
 _MAIN: Final = str(Path(__file__).with_name("engine_main.py"))
 
 
 @contextmanager
 def engine_spawning() -> Iterator[None]:
-    """Within this block, vLLM's processes start from engine_main. Blocks must not overlap."""
+    """Within this block, vLLM's processes start from engine_main. Hold `starting`."""
     original: Any = multiprocessing.spawn.get_preparation_data
 
     def get_preparation_data(name: str) -> dict[str, object]:
         data: dict[str, object] = original(name)
-        if name.startswith(_PROCESS_NAMES):
+        if name.startswith(PROCESS_NAMES):
             data.pop("init_main_from_name", None)
             data["init_main_from_path"] = _MAIN
         return data
@@ -39,7 +45,7 @@ def engine_spawning() -> Iterator[None]:
 
 @contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables that are not set yet, for the length of the block."""
+    """Set environment variables that are not set yet, for the length of the block. Hold `starting`."""
     added = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(added)
     try:

@@ -1,12 +1,12 @@
 """vLLM's AsyncLLM, in processes of its own below this one."""
 
 import asyncio
-import gc
 import multiprocessing
 import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import psutil
@@ -18,7 +18,7 @@ from chancellor.engines.hardware import default_dtype
 from chancellor.engines.logs import log_file
 from chancellor.engines.phases import following
 from chancellor.engines.prompt import RAW_STOP, Prompt, render
-from chancellor.engines.spawn import engine_spawning, environment
+from chancellor.engines.spawn import PROCESS_NAMES, engine_spawning, environment, starting
 from chancellor.engines.vllm_args import engine_args, process_environment
 from chancellor.errors import (
     ChancellorError,
@@ -61,35 +61,35 @@ class VLLMEngine(Engine):
 
     def _start(self) -> "AsyncLLM":
         try:
-            progress.report("start", self.spec.name, "importing vLLM")
-            with environment(process_environment()):
-                import vllm  # noqa: F401
-        except ImportError as error:
-            raise MissingDependencyError.of("vllm", "cpu' (or, with CUDA, 'vllm") from error
-        from vllm.v1.engine.async_llm import AsyncLLM
+            with starting:
+                return self._load()
+        except ChancellorError:
+            raise
+        except Exception as error:
+            raise EngineStartError(
+                f"The engine of {self.spec.name!r} did not start: {error}", hint=f"Its log may say more: {log_file()}"
+            ) from error
 
+    def _load(self) -> "AsyncLLM":
+        progress.report("start", self.spec.name, "importing vLLM")
+        with environment(process_environment()):
+            async_llm = _import_vllm()
         dtype = self.spec.engine.dtype or default_dtype()
         self._prepared = prepared = prepare(self.spec, dtype)
         if self.spec.engine.dtype is None and prepared.dtype is not None:
             dtype = prepared.dtype
         progress.report("start", self.spec.name, "vLLM: starting its processes")
-        before = set(multiprocessing.active_children())
+        before = _engine_processes()
         try:
             with environment(process_environment()), engine_spawning(), following(log_file(), self.spec.name):
                 arguments = engine_args(self.spec, prepared, dtype)
-                llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[self._stat_logger()])
-        except ChancellorError:
-            raise
+                llm: AsyncLLM = async_llm.from_engine_args(arguments, stat_loggers=[self._stat_logger()])
         except Exception as error:
-            for process in set(multiprocessing.active_children()) - before:
-                process.kill()
+            _end(_with_children(_engine_processes() - before), timeout_s=0)
             raise EngineStartError(
                 f"vLLM did not start {self.spec.name!r}: {error}", hint=f"The cause is in its log: {log_file()}"
             ) from error
-        started = set(multiprocessing.active_children()) - before
-        self._processes = [psutil.Process(process.pid) for process in started if process.pid is not None]
-        for engine_core in tuple(self._processes):
-            self._processes += engine_core.children(recursive=True)
+        self._processes = _with_children(_engine_processes() - before)
         return llm
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
@@ -103,12 +103,11 @@ class VLLMEngine(Engine):
             raise PromptTooLongError(
                 f"The prompt has {len(prompt.token_ids):,} tokens; {self.spec.name!r} takes {limit:,} with the answer."
             )
-        outputs = llm.generate(
-            tokens_input(prompt.token_ids), _sampling_params(request, prompt), f"chancellor-{uuid.uuid4().hex}"
-        )
         first: float | None = None
         produced = 0
         try:
+            sampling = _sampling_params(request, prompt)
+            outputs = llm.generate(tokens_input(prompt.token_ids), sampling, f"chancellor-{uuid.uuid4().hex}")
             async with aclosing(outputs):
                 async for output in outputs:
                     now = time.perf_counter() - started
@@ -121,8 +120,10 @@ class VLLMEngine(Engine):
                 f"The engine of {self.spec.name!r} ended while it answered.",
                 hint=f"Ask again: a new engine starts. The cause is in {log_file()}",
             ) from error
-        except (EngineGenerateError, ValueError) as error:
-            cause = error.__cause__ or error
+        except ChancellorError:
+            raise
+        except Exception as error:  # bad parameters and full queues have other classes in each release of vLLM
+            cause = error.__cause__ if isinstance(error, EngineGenerateError) and error.__cause__ else error
             raise GenerationError(
                 f"vLLM could not answer with {self.spec.name!r}: {cause}", hint=f"Its log says more: {log_file()}"
             ) from error
@@ -134,15 +135,25 @@ class VLLMEngine(Engine):
         return self._stats
 
     async def close(self) -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         llm, self._llm = self._llm, None
         if llm is None:
             return
-        # On the engine's own loop: from another thread it would log that the engine died.
+        dead = llm.errored
+        # Requests that still run would wait for ever: a shutdown cancels the task that feeds them.
+        llm.output_processor.propagate_error(EngineDeadError())
+        if dead:
+            try:  # its processes may hang, and other engines answer on this loop
+                await asyncio.to_thread(self._shut_down, llm)
+            except RuntimeError:  # at interpreter exit no thread can be started any more
+                self._shut_down(llm)
+        else:  # on the engine's own loop: from another thread it would log that the engine died
+            self._shut_down(llm)
+
+    def _shut_down(self, llm: "AsyncLLM") -> None:
         llm.shutdown(timeout=_SHUTDOWN_S)
-        # Not in a thread: at interpreter exit, where this mostly runs, no thread can be started any more.
         _end(self._processes)
-        del llm
-        gc.collect()  # it sits in cycles, and its finaliser complains when it runs in a half torn down interpreter
 
     def _delta(self, output: "RequestOutput", produced: int, now: float, first: float | None) -> Delta:
         piece = output.outputs[0]
@@ -157,6 +168,10 @@ class VLLMEngine(Engine):
         )
         if not output.finished:
             return Delta(piece.text, tuple(piece.token_ids), logprobs)
+        if piece.finish_reason == "abort":  # not by us, who close the generator: by an engine that shuts down
+            raise EngineDiedError(f"The engine of {self.spec.name!r} was shut down while it answered.")
+        if piece.finish_reason == "error":
+            raise GenerationError("vLLM gave up on this request.", hint=f"Its log says why: {log_file()}")
         if first is None and output.metrics is not None and output.metrics.first_token_latency > 0:
             first = output.metrics.first_token_latency  # nobody streamed, so vLLM's own clock has it
         return Delta(
@@ -218,9 +233,48 @@ def _sampling_params(request: GenerationRequest, prompt: Prompt) -> "SamplingPar
     )
 
 
-def _end(processes: list[psutil.Process]) -> None:
+@cache
+def _import_vllm() -> Any:
+    """Return AsyncLLM, less its finaliser."""
+    try:
+        import vllm  # noqa: F401
+    except Exception as error:
+        if isinstance(error, ImportError) and error.name == "vllm":
+            raise MissingDependencyError.of("vllm") from error
+        raise EngineStartError(
+            f"vLLM is installed, but cannot be imported: {error}",
+            hint="Its version and torch's have to match: the folder requirements/ has sets that do.",
+        ) from error
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    class QuietAsyncLLM(AsyncLLM):  # type: ignore[misc]
+        def __del__(self) -> None:
+            # The pool shuts engines down. The original does it once more, and complains when the interpreter ends.
+            pass
+
+    return QuietAsyncLLM
+
+
+def _engine_processes() -> set[Any]:
+    children = multiprocessing.active_children()
+    return {process for process in children if process.name.startswith(PROCESS_NAMES)}
+
+
+def _with_children(started: set[Any]) -> list[psutil.Process]:
+    """Return the processes and all below them, as far as they live."""
+    processes = []
+    for child in started:
+        try:
+            process = psutil.Process(child.pid)
+            processes += [process, *process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            continue
+    return processes
+
+
+def _end(processes: list[psutil.Process], timeout_s: float = _SHUTDOWN_S) -> None:
     """Kill what a shutdown has left."""
-    _, alive = psutil.wait_procs(processes, timeout=_SHUTDOWN_S)
+    _, alive = psutil.wait_procs(processes, timeout=timeout_s)
     for process in alive:
         process.kill()
     psutil.wait_procs(alive, timeout=_SHUTDOWN_S)

@@ -2,12 +2,14 @@
 
 import hashlib
 import importlib.metadata
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chancellor.checkpoints import Checkpoint, CheckpointInfo, fetch, find, inspect_checkpoint
+from chancellor.checkpoints.inspect import read_json
 from chancellor.errors import BrokenCheckpointError, QuantizationError
 from chancellor.quantization.manifest import FORMAT, Manifest
 from chancellor.quantization.schemes import SCHEMES, Scheme
@@ -52,7 +54,12 @@ def prepare(spec: "ModelSpec", dtype: str) -> Prepared:
     folder = prepared_folder(checkpoint, spec.scheme, dtype)
     if not folder.exists():
         write_checkpoint(
-            checkpoint, folder, scheme, name=spec.name, dtype=dtype, trust_remote_code=spec.trust_remote_code
+            checkpoint,
+            folder,
+            scheme,
+            name=spec.name,
+            dtype=dtype if scheme else "bfloat16",
+            trust_remote_code=spec.trust_remote_code,
         )
     manifest = Manifest.read(folder)
     if manifest is None:
@@ -84,10 +91,20 @@ def parameters_of(spec: "ModelSpec") -> int | None:
         return None
     # Parsing a GGUF's header takes seconds; once it was converted, the manifest knows.
     for path in sorted((settings().cache_dir / "checkpoints").glob("*/chancellor.json")):
-        manifest = Manifest.read(path.parent)
+        try:
+            manifest = Manifest.read(path.parent)
+        except BrokenCheckpointError:
+            continue  # of another model, maybe; its own engine start will say so
         if manifest is not None and manifest.source == checkpoint.identity:
             return manifest.parameters
-    info = inspect_checkpoint(checkpoint.path, allow_pickle=spec.allow_pickle, trust_remote_code=spec.trust_remote_code)
+    try:
+        info = inspect_checkpoint(
+            checkpoint.path, allow_pickle=spec.allow_pickle, trust_remote_code=spec.trust_remote_code
+        )
+    except BrokenCheckpointError:
+        if checkpoint.identity.startswith("hub:"):
+            return None  # a download that was interrupted; it goes on when the model is used
+        raise
     return info.parameters
 
 
@@ -104,11 +121,25 @@ def _already_quantised(spec: "ModelSpec", checkpoint: Checkpoint, info: Checkpoi
         manifest.check(checkpoint.path)
     demanded = None
     if info.quant_method == "torchao":
-        from chancellor.checkpoints.inspect import read_json
-
         config = read_json(checkpoint.path / "config.json")
         demanded = config.get("dtype") or config.get("torch_dtype")
+        _check_torchao(checkpoint.path, config["quantization_config"])
     return _checked(Prepared(checkpoint.path, actual, demanded, info.parameters), info)
+
+
+def _check_torchao(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse what would load and answer wrongly, or fail without a word on why."""
+    default = config["quant_type"].get("default") if isinstance(config.get("quant_type"), dict) else None
+    if not isinstance(default, dict):
+        raise QuantizationError(
+            f"{folder} was written by an old TorchAO, whose format is not read any more.",
+            hint="Quantise the original again: chancellor quantize SOURCE DEST.",
+        )
+    if "PerTensor" in json.dumps(default):
+        raise QuantizationError(
+            f"{folder} has one scale per tensor, which vLLM's fused layers load wrongly without noticing.",
+            hint="Quantise the original again with scales per row.",
+        )
 
 
 def _checked(prepared: Prepared, info: CheckpointInfo) -> Prepared:

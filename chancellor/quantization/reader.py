@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chancellor.checkpoints.inspect import CheckpointInfo, read_json
+from chancellor.checkpoints.inspect import CheckpointInfo, read_json, safetensors_files
 from chancellor.errors import BrokenCheckpointError, QuantizationError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class _Safetensors(CheckpointReader):
     def __init__(self, folder: Path, *, trust_remote_code: bool) -> None:
         self._folder = folder
         self._trust_remote_code = trust_remote_code
-        self._shards = sorted(folder.glob("*.safetensors"))
+        self._shards = safetensors_files(folder)
 
     def config(self) -> dict[str, Any]:
         return read_json(self._folder / "config.json")

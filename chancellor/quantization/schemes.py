@@ -42,7 +42,7 @@ class Scheme:
         try:
             from torchao import quantization
         except ImportError as error:
-            raise MissingDependencyError.of("torchao", "cpu") from error
+            raise MissingDependencyError.of("torchao") from error
         build: Any = getattr(quantization, self.torchao_type)
         # TorchAO would turn on inductor's autotuning for the whole process: minutes of compile at engine start.
         config: AOBaseConfig = build(set_inductor_config=False)

@@ -47,6 +47,7 @@ class ShardWriter:
         for number, names in enumerate(self._files, start=1):
             name = "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
             os.replace(self._folder / f"{number}.part", self._folder / name)
+            (self._folder / name).chmod(0o644)  # safetensors makes them for the owner alone
             weight_map |= dict.fromkeys(names, name)
         if count > 1:
             index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["quantize", "write_checkpoint"]
 
+_MINIMUM_SHARE: Final = 0.5  # of the weights beside embeddings, for a checkpoint to be called quantised
 _SPARE: Final = 1.05  # headers, tokenizer and rounding, as a factor on the estimated size
 
 
@@ -96,7 +97,7 @@ def write_checkpoint(
         import transformers  # noqa: F401
         from safetensors import SafetensorError
     except ImportError as error:
-        raise MissingDependencyError.of(str(error.name), "cpu") from error
+        raise MissingDependencyError.of(error.name) from error
 
     compute = getattr(torch, dtype, None)
     if compute not in (torch.bfloat16, torch.float16, torch.float32):
@@ -158,8 +159,9 @@ def _write(
     from transformers import TorchAoConfig
 
     reader.copy_companions(folder)
-    config = {**reader.config(), "dtype": str(compute).removeprefix("torch.")}
-    config.pop("torch_dtype", None)
+    config = reader.config()
+    own = config.pop("torch_dtype", None) or config.get("dtype") or "bfloat16"
+    config["dtype"] = str(compute).removeprefix("torch.") if scheme else own
     shapes = reader.shapes()
     linear, kept = _linear_layers(folder, config, trust_remote_code=trust_remote_code) if scheme else (set(), [])
     chosen = {f"{layer}.weight" for layer in linear} & shapes.keys()
@@ -168,6 +170,14 @@ def _write(
             raise QuantizationError(
                 f"No linear layer of {name} can be quantised.",
                 hint="Its tensors are not named as transformers names them; set scheme to none for this model.",
+            )
+        matrices = {one: math.prod(shape) for one, shape in shapes.items() if len(shape) > 1}
+        matrices = {one: size for one, size in matrices.items() if not _stays(one, kept)}
+        share = sum(matrices[one] for one in chosen) / sum(matrices.values())
+        if share < _MINIMUM_SHARE:
+            raise QuantizationError(
+                f"Only {share:.0%} of the weights of {name} are in linear layers that TorchAO quantises.",
+                hint="Mixtures of experts keep theirs elsewhere: serve this model without a scheme.",
             )
         config["quantization_config"] = TorchAoConfig(scheme.config(), modules_to_not_convert=kept or None).to_dict()
     sizes = {tensor_name: math.prod(shape) for tensor_name, shape in shapes.items()}
@@ -178,7 +188,9 @@ def _write(
         if scheme and tensor_name in chosen:
             shards.add(tensor_name, scheme.quantize(tensor.to(compute)))
         else:
-            shards.add(tensor_name, tensor)
+            # Loaders of quantised checkpoints do not all convert. What differs from the model's own type does so
+            # on purpose: routers and norms that stay in float32.
+            shards.add(tensor_name, tensor.to(compute) if scheme and str(tensor.dtype) == f"torch.{own}" else tensor)
     shards.close()
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return sum(sizes.values()), len(chosen)
@@ -205,6 +217,11 @@ def _linear_layers(folder: Path, config: dict[str, Any], *, trust_remote_code: b
     return linear - set(kept), kept
 
 
+def _stays(name: str, kept: list[str]) -> bool:
+    """Return whether a matrix is an embedding or the output layer."""
+    return "embed" in name or any(name.startswith(f"{module}.") for module in kept)
+
+
 def _metadata(
     shapes: dict[str, tuple[int, ...]], chosen: set[str], scheme: Scheme | None, compute: "torch.dtype"
 ) -> dict[str, str]:
@@ -223,7 +240,7 @@ def _metadata(
 
 
 def _check_space(folder: Path, sizes: dict[str, int], quantized: set[str], scheme: Scheme | None) -> None:
-    needed = sum(size * (scheme.weight_bytes if scheme and name in quantized else 2) for name, size in sizes.items())
+    needed = sum(size * (scheme.weight_bytes if scheme and name in quantized else 4) for name, size in sizes.items())
     free = shutil.disk_usage(folder).free
     if needed * _SPARE > free:
         raise QuantizationError(

@@ -35,8 +35,9 @@ def test_what_langgraph_hands_over() -> None:
     own = Context(temperature=0.1)
     assert Context.of(own) is own
     assert Context.of(None) == Context()
-    assert Context.of({"temperature": 0.1}) == own
-    assert Context.of({"temperature": 0.1, "user_id": "of the parent graph"}) == Context()
+    assert Context.of({"model": "openai/gpt-5", "temperature": 9}) == Context()
+    assert Context.of({"model": "openai/gpt-5", "chancellor": {"temperature": 0.1}}) == own
+    assert Context.of({"chancellor": own}) is own
     assert Context.of(Foreign()) == Context()
 
 

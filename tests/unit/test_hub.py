@@ -50,7 +50,7 @@ class Hub(BaseHTTPRequestHandler):
         if path.startswith("/api/models/org/model/revision/") and path.rsplit("/", 1)[1] in ("v1", "main", COMMIT):
             info = {"id": "org/model", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files]}
             self.reply(json.dumps(info).encode())
-        elif path == f"/api/models/org/model/tree/{COMMIT}":
+        elif path.startswith("/api/models/org/model/tree/") and path.rsplit("/", 1)[1] in ("v1", "main", COMMIT):
             entries = [
                 {"type": "file", "path": name, "size": len(body), "oid": name} for name, body in self.files.items()
             ]
@@ -133,6 +133,13 @@ def test_offline_says_so_and_what_to_do(tmp_path: Path, hub: str) -> None:
 def test_no_network(tmp_path: Path) -> None:
     made = fetch(tmp_path, "http://127.0.0.1:9")
     assert made.stdout.startswith(DownloadError.__name__), made.stdout + made.stderr
+
+
+def test_a_repository_of_many_ggufs_is_not_downloaded_whole(tmp_path: Path, hub: str) -> None:
+    Hub.files = {"m.Q4.gguf": b"GGUF", "m.Q8.gguf": b"GGUF"}
+    made = fetch(tmp_path, hub, "v1")
+    assert made.stdout.startswith(SourceNotFoundError.__name__), made.stdout + made.stderr
+    assert "m.Q4.gguf, m.Q8.gguf" in made.stdout
 
 
 def test_unknown_revision(tmp_path: Path, hub: str) -> None:

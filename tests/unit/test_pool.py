@@ -1,11 +1,13 @@
 import asyncio
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
-from chancellor import progress
+from chancellor import ModelSpec, progress
 from chancellor.engines import EnginePool, GenerationRequest
 from chancellor.errors import EngineDiedError, EngineStartError
 from tests.fakes import FakeEngine, catalog
@@ -132,6 +134,65 @@ def test_close_during_a_start_waits_and_closes(pool: EnginePool, fake_engine: ty
     assert fake_engine.closed == ["light"]
     starter.join(5)
     assert not starter.is_alive()
+
+
+def test_close_ends_running_requests_with_an_error(pool: EnginePool, fake_engine: type[FakeEngine]) -> None:
+    fake_engine.delta_s = 0.1
+    outcomes: list[object] = []
+
+    def sync() -> None:
+        try:
+            outcomes.append(answer(pool, "a question of several words"))
+        except EngineDiedError as error:
+            outcomes.append(error)
+
+    def asynchronous() -> None:
+        try:
+            outcomes.append(asyncio.run(aanswer(pool, "a question of several words")))
+        except EngineDiedError as error:
+            outcomes.append(error)
+
+    pool.start(LIGHT)
+    threads = [threading.Thread(target=work, daemon=True) for work in (sync, asynchronous)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    pool.close()
+    for thread in threads:
+        thread.join(5)
+    assert [type(outcome) for outcome in outcomes] == [EngineDiedError, EngineDiedError]
+    fake_engine.delta_s = 0
+    assert answer(pool) == "light says: hi"
+
+
+def test_close_does_not_wait_for_starts_that_have_not_begun(pool: EnginePool, fake_engine: type[FakeEngine]) -> None:
+    fake_engine.start_s = 0.3
+    threads = [threading.Thread(target=_start_quietly, args=(pool, one), daemon=True) for one in (LIGHT, BEST)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)
+    pool.close()
+    assert fake_engine.started == fake_engine.closed == ["light"]
+    for thread in threads:
+        thread.join(5)
+        assert not thread.is_alive()
+
+
+def _start_quietly(pool: EnginePool, spec: ModelSpec) -> None:
+    with suppress(BaseException):
+        pool.start(spec)
+
+
+def test_a_forked_child_leaves_the_parents_engines_alone(pool: EnginePool, fake_engine: type[FakeEngine]) -> None:
+    pool.start(LIGHT)
+    fake_engine.closed.clear()
+    child = os.fork()
+    if child == 0:
+        pool.close()
+        os._exit(len(fake_engine.closed))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert answer(pool) == "light says: hi"
+    assert fake_engine.started == ["light"]
 
 
 def test_progress_and_stats(pool: EnginePool) -> None:
