@@ -25,4 +25,3 @@ def test_int8_activations_differ_no_more_than_transformers_from_itself(catalog: 
     print(json.dumps({"vllm": engine.summary(), "itself": itself.summary()}, indent=2))
     assert engine.mean_difference < 1.25 * itself.mean_difference
     assert sum(engine.same_likeliest) > 0.95 * sum(itself.same_likeliest)
-    assert engine.parted_at[0] is None  # "What is 2+2?" has a stable answer, which is why the demo asks it

@@ -1,0 +1,25 @@
+"""Everything in the README runs, in one program, as a user would paste it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_readme import blocks
+
+pytestmark = pytest.mark.engine
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
+    script = tmp_path / "readme.py"
+    script.write_text("\n\n".join(blocks("python")), encoding="utf-8")
+    made = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=500, cwd=tmp_path
+    )
+    assert made.returncode == 0, made.stderr
+    printed = made.stdout.splitlines()
+    assert "4" in printed[0]
+    assert printed[1].startswith("smollm2-135m-int8 96.66 ")
+    assert "smollm2-135m-int8 96.66 " in printed[2]
+    assert printed[-1] == "high complexity: the strong model"
