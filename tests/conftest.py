@@ -34,7 +34,7 @@ def fake_engine() -> Iterator[type[FakeEngine]]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of 0.1 M parameters with random weights, in bfloat16."""
+    """A Llama of 0.4 M parameters with random weights, in bfloat16."""
     from tests.tiny import make_model
 
     return make_model(tmp_path_factory.mktemp("tiny") / "tiny-llama")

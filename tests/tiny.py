@@ -35,7 +35,7 @@ def make_tokenizer(folder: Path, *, template: str | None = TEMPLATE) -> int:
 
 
 def make_model(
-    folder: Path, *, hidden: int = 64, layers: int = 2, heads: int = 4, kv_heads: int = 2, tied: bool = False
+    folder: Path, *, hidden: int = 128, layers: int = 2, heads: int = 2, kv_heads: int = 1, tied: bool = False
 ) -> Path:
     """Save a Llama with random weights and a tokenizer as safetensors."""
     import torch

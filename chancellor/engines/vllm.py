@@ -58,6 +58,22 @@ class VLLMEngine(Engine):
     async def start(self) -> None:
         # Blocks for half a minute and more: on the loop it would hold up every other engine.
         self._llm = await asyncio.to_thread(self._start)
+        try:
+            await self._warm_up(self._llm)
+        except Exception as error:
+            await self.close()
+            raise EngineStartError(
+                f"vLLM loaded {self.spec.name!r}, but cannot run it.", hint=f"The cause is in its log: {log_file()}"
+            ) from error
+
+    async def _warm_up(self, llm: "AsyncLLM") -> None:
+        """Make two tokens: what a kernel cannot do shows now, and the first request is not the slow one."""
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+
+        sampling = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
+        async for _ in llm.generate(tokens_input([1, 1]), sampling, "chancellor-warm-up"):
+            pass
 
     def _start(self) -> "AsyncLLM":
         try:

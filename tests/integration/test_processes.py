@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.tiny import make_model
+
 pytestmark = pytest.mark.engine
 
 # No `if __name__ == "__main__"`: a spawned engine must not run the user's script again.
@@ -26,8 +28,15 @@ print(answer.model_used, answer.metrics["engine"], answer.metrics["output_tokens
 @pytest.fixture(scope="module")
 def tiny_catalog(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A catalog of one small model: these tests start engines of their own, which the demo's would make slow."""
-    path = tmp_path_factory.mktemp("catalog") / "chancellor.toml"
-    path.write_text(f'[[models]]\nname = "tiny"\nsource = "{tiny_model}"\ntrinity = 96\n', encoding="utf-8")
+    return write_catalog(tmp_path_factory.mktemp("catalog"), tiny_model)
+
+
+def write_catalog(folder: Path, model: Path) -> str:
+    # float32: vLLM's attention for bfloat16 on AMX dies of an illegal instruction where the linear layers are as
+    # small as here (nothing before it asks the kernel for the use of AMX).
+    entry = f'[[models]]\nname = "tiny"\nsource = "{model}"\ntrinity = 96\nengine = {{ dtype = "float32" }}\n'
+    path = folder / "chancellor.toml"
+    path.write_text(entry, encoding="utf-8")
     return str(path)
 
 
@@ -88,6 +97,17 @@ def test_a_script_without_a_main_guard(tiny_catalog: str, tmp_path: Path, end: s
     assert ("the user made a mistake" in errors) == (code == 1)
     assert "Exception ignored" not in errors
     assert all_gone(engines)
+
+
+def test_a_model_that_loads_but_cannot_run(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", hidden=32, heads=2)  # vLLM has no CPU attention for heads of 16
+    command = [sys.executable, "-m", "chancellor.cli", "ask", "--config", write_catalog(tmp_path, model), "hello"]
+    made = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert made.returncode == 2, made.stderr
+    assert "cannot run it" in made.stderr
+    assert "Traceback" not in made.stderr
+    log = Path(made.stderr.split("log:")[1].strip())
+    assert "head_dim=16" in log.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
