@@ -107,7 +107,8 @@ def quantize(
 
 def main() -> None:
     """Run the command line: exit code 2 for an error that the user can mend, 130 for Ctrl-C, 143 for SIGTERM."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _terminate)
     try:
         app()
     except ChancellorError as error:

@@ -93,6 +93,9 @@ class Engine(ABC):
             MissingDependencyError: the engine's package is not installed.
         """
 
+    def interrupt(self) -> None:  # noqa: B027 - most engines have nothing to interrupt
+        """Make a start that is under way fail soon; called again until it has."""
+
     @abstractmethod
     def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         """Yield the answer as it comes. Closing the iterator or cancelling its task aborts the request.

@@ -6,6 +6,10 @@ multiprocessing runs it first of all in a spawned process, so whatever vLLM and 
 import os
 import sys
 
+if __name__ == "__mp_main__":
+    # A Ctrl-C in the terminal is meant for the user's program; the engine ends when that says so.
+    os.setpgid(0, 0)
+
 if __name__ == "__mp_main__" and (_log := os.environ.get("CHANCELLOR_ENGINE_LOG")):
     _file = os.open(_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for _stream in (sys.stdout, sys.stderr):

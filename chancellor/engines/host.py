@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from chancellor.errors import EngineDiedError
 
-__all__ = ["EngineHost"]
+__all__ = ["EngineHost", "in_thread"]
 
 _END: Final = object()
 T = TypeVar("T")
@@ -107,6 +107,31 @@ class EngineHost:
         if loop is not None and thread is not None:
             loop.call_soon_threadsafe(loop.stop)
             thread.join(timeout=5)
+
+
+async def in_thread(function: Callable[[], T]) -> T:
+    """Run blocking work in a daemon thread. asyncio.to_thread's threads hold up, and are gone at, interpreter exit."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def deliver(result: T | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]
+
+    def work() -> None:
+        try:
+            result = function()
+        except BaseException as error:  # noqa: BLE001 - raised again where it belongs: at the caller
+            loop.call_soon_threadsafe(deliver, None, error)
+        else:
+            loop.call_soon_threadsafe(deliver, result, None)
+
+    threading.Thread(target=work, name="chancellor-start", daemon=True).start()
+    return await done
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:

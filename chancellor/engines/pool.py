@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from typing import Final
 
 from chancellor import progress
 from chancellor.catalog import ModelSpec
@@ -19,6 +20,7 @@ from chancellor.errors import EngineDiedError
 __all__ = ["EnginePool", "default_pool"]
 
 logger = logging.getLogger(__name__)
+_INTERRUPT_EVERY_S: Final = 0.5
 
 
 class EnginePool:
@@ -34,6 +36,7 @@ class EnginePool:
         self._names: dict[str, str] = {}
         self._starting: asyncio.Lock | None = None
         self._waiting: set[asyncio.Task[Engine]] = set()  # for their turn to start
+        self._under_way: Engine | None = None
         self._closing = False
         self._pid = os.getpid()
         this = weakref.ref(self)
@@ -100,8 +103,11 @@ class EnginePool:
         async with self._starting:  # two engines that start at once measure each other's memory
             self._waiting = {other for other in self._waiting if other is not task}
             began = time.perf_counter()
-            engine = self._factory(spec)
-            await engine.start()
+            engine = self._under_way = self._factory(spec)
+            try:
+                await engine.start()
+            finally:
+                self._under_way = None
             progress.report("ready", spec.name, f"ready after {time.perf_counter() - began:.1f} s")
             return engine
 
@@ -133,11 +139,14 @@ class EnginePool:
                 # One by one: a close that is interrupted (Ctrl-C) can be taken up again.
                 key, task = next(iter(self._engines.items()))
                 try:
-                    # A start cannot be interrupted half-way: vLLM's processes would be left behind.
-                    engine = await asyncio.shield(task)
+                    while not task.done():
+                        if self._under_way is not None:
+                            self._under_way.interrupt()
+                        await asyncio.wait({task}, timeout=_INTERRUPT_EVERY_S)
+                    engine = task.result()
                     await engine.close()
                 except asyncio.CancelledError:
-                    if not task.cancelled():
+                    if not task.cancelled():  # then it is this close that is being cancelled
                         raise
                 except Exception:
                     logger.debug("An engine did not start or close cleanly", exc_info=True)

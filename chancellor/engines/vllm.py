@@ -15,6 +15,7 @@ from chancellor import progress
 from chancellor.catalog import ModelSpec
 from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest, TokenLogprob
 from chancellor.engines.hardware import default_dtype
+from chancellor.engines.host import in_thread
 from chancellor.engines.logs import log_file
 from chancellor.engines.phases import following
 from chancellor.engines.prompt import RAW_STOP, Prompt, render
@@ -50,6 +51,9 @@ class VLLMEngine(Engine):
         self._prepared: Prepared | None = None
         self._stats = EngineStats(running=0, waiting=0, kv_cache_usage=0.0, peak_running=0)
         self._processes: list[psutil.Process] = []
+        self._sentinels: list[int] = []
+        self._before: set[Any] | None = None
+        self._exited = self._interrupted = False
 
     @property
     def quantization(self) -> str | None:
@@ -57,7 +61,8 @@ class VLLMEngine(Engine):
 
     async def start(self) -> None:
         # Blocks for half a minute and more: on the loop it would hold up every other engine.
-        self._llm = await asyncio.to_thread(self._start)
+        self._llm = await in_thread(self._start)
+        self._watch(self._llm)
         try:
             await self._warm_up(self._llm)
         except Exception as error:
@@ -65,6 +70,32 @@ class VLLMEngine(Engine):
             raise EngineStartError(
                 f"vLLM loaded {self.spec.name!r}, but cannot run it.", hint=f"The cause is in its log: {log_file()}"
             ) from error
+
+    def interrupt(self) -> None:
+        self._interrupted = True
+        if self._llm is None and self._before is not None:
+            for process in _with_children(_engine_processes() - self._before):
+                process.kill()
+
+    def _watch(self, llm: "AsyncLLM") -> None:
+        """Notice when the engine's process is gone. vLLM does so itself, unless the process was asked to end."""
+        loop = asyncio.get_running_loop()
+        for process in _engine_processes() - (self._before or set()):
+
+            def gone(sentinel: int = process.sentinel) -> None:
+                loop.remove_reader(sentinel)
+                if self._llm is llm:
+                    self._fail(llm)
+
+            loop.add_reader(process.sentinel, gone)
+            self._sentinels.append(process.sentinel)
+
+    def _fail(self, llm: "AsyncLLM") -> None:
+        """End all requests: nothing feeds them any more."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        self._exited = True
+        llm.output_processor.propagate_error(EngineDeadError())
 
     async def _warm_up(self, llm: "AsyncLLM") -> None:
         """Make two tokens: what a kernel cannot do shows now, and the first request is not the slow one."""
@@ -95,17 +126,19 @@ class VLLMEngine(Engine):
         if self.spec.engine.dtype is None and prepared.dtype is not None:
             dtype = prepared.dtype
         progress.report("start", self.spec.name, "vLLM: starting its processes")
-        before = _engine_processes()
+        self._before = _engine_processes()
+        if self._interrupted:
+            raise EngineStartError(f"The start of {self.spec.name!r} was interrupted.")
         try:
             with environment(process_environment()), engine_spawning(), following(log_file(), self.spec.name):
                 arguments = engine_args(self.spec, prepared, dtype)
                 llm: AsyncLLM = async_llm.from_engine_args(arguments, stat_loggers=[self._stat_logger()])
         except Exception as error:
-            _end(_with_children(_engine_processes() - before), timeout_s=0)
+            _end(_with_children(_engine_processes() - self._before), timeout_s=0)
             raise EngineStartError(
                 f"vLLM did not start {self.spec.name!r}: {error}", hint=f"The cause is in its log: {log_file()}"
             ) from error
-        self._processes = _with_children(_engine_processes() - before)
+        self._processes = _with_children(_engine_processes() - self._before)
         return llm
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
@@ -145,25 +178,21 @@ class VLLMEngine(Engine):
             ) from error
 
     def healthy(self) -> bool:
-        return self._llm is not None and not self._llm.errored
+        return self._llm is not None and not self._llm.errored and not self._exited
 
     def stats(self) -> EngineStats:
         return self._stats
 
     async def close(self) -> None:
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         llm, self._llm = self._llm, None
         if llm is None:
             return
-        dead = llm.errored
-        # Requests that still run would wait for ever: a shutdown cancels the task that feeds them.
-        llm.output_processor.propagate_error(EngineDeadError())
-        if dead:
-            try:  # its processes may hang, and other engines answer on this loop
-                await asyncio.to_thread(self._shut_down, llm)
-            except RuntimeError:  # at interpreter exit no thread can be started any more
-                self._shut_down(llm)
+        dead = llm.errored or self._exited
+        for sentinel in self._sentinels:
+            asyncio.get_running_loop().remove_reader(sentinel)
+        self._fail(llm)
+        if dead:  # its processes may hang, and other engines answer on this loop
+            await in_thread(lambda: self._shut_down(llm))
         else:  # on the engine's own loop: from another thread it would log that the engine died
             self._shut_down(llm)
 
@@ -205,7 +234,7 @@ class VLLMEngine(Engine):
         )
 
     def _running(self) -> "AsyncLLM":
-        if self._llm is None:
+        if self._llm is None or self._exited:
             raise EngineDiedError(f"The engine of {self.spec.name!r} is not running.")
         return self._llm
 
