@@ -25,8 +25,9 @@ def run(config: Path | None, *, as_json: bool) -> None:
         sys.stdout.write(json.dumps({"models": rows}, ensure_ascii=False) + "\n")
         return
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for column in ("model", "source", "scheme", "tier"):
-        table.add_column(column)
+    table.add_column("model", no_wrap=True)
+    for column in ("scheme", "tier"):
+        table.add_column(column, overflow="fold")
     table.add_column("parameters", justify="right")
     table.add_column("Trinity", justify="right")
     table.add_column("status")
@@ -34,14 +35,17 @@ def run(config: Path | None, *, as_json: bool) -> None:
         balance = f" ({row['balance']})" if row["balance"] else ""
         table.add_row(
             escape(row["name"]),
-            escape(row["source"]),
             row["scheme"] or "-",
             row["tier"] or "-",
             "unknown" if row["parameters"] is None else f"{row['parameters'] / 1e6:,.0f} M",
             f"{row['trinity_score']:g}{balance}",
-            f"[red]rejected: {row['rejected']}[/]" if row["rejected"] else "[green]eligible[/]",
+            "[red]rejected[/]" if row["rejected"] else "[green]eligible[/]",
         )
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    for row in rows:
+        if row["rejected"]:
+            console.print(f"{escape(row['name'])} is rejected: {escape(row['rejected'])}", soft_wrap=True)
 
 
 def _row(catalog: Catalog, spec: ModelSpec) -> dict[str, Any]:

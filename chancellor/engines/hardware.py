@@ -4,14 +4,18 @@ import os
 from functools import cache
 from pathlib import Path
 
+from chancellor.errors import MissingDependencyError
+
 __all__ = ["cpu_has_bfloat16", "cpu_ids", "default_dtype", "gpu_count"]
 
 
 @cache
 def gpu_count() -> int:
     """Return the number of visible CUDA devices, without initialising CUDA in this process."""
-    import torch
-
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingDependencyError.of("torch") from error
     return int(torch.cuda.device_count()) if torch.version.cuda else 0
 
 

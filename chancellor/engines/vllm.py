@@ -1,13 +1,11 @@
 """vLLM's AsyncLLM, in processes of its own below this one."""
 
 import asyncio
-import multiprocessing
 import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import psutil
 
@@ -19,14 +17,21 @@ from chancellor.engines.host import in_thread
 from chancellor.engines.logs import log_file
 from chancellor.engines.phases import following
 from chancellor.engines.prompt import RAW_STOP, Prompt, render
-from chancellor.engines.spawn import PROCESS_NAMES, engine_spawning, environment, starting
+from chancellor.engines.spawn import engine_spawning, environment, starting
 from chancellor.engines.vllm_args import engine_args, process_environment
+from chancellor.engines.vllm_parts import (
+    SHUTDOWN_S,
+    end,
+    engine_processes,
+    import_async_llm,
+    stat_logger,
+    with_children,
+)
 from chancellor.errors import (
     ChancellorError,
     EngineDiedError,
     EngineStartError,
     GenerationError,
-    MissingDependencyError,
     PromptTooLongError,
 )
 from chancellor.quantization.prepare import Prepared, prepare
@@ -36,8 +41,6 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 __all__ = ["VLLMEngine"]
-
-_SHUTDOWN_S: Final = 10.0
 
 
 class VLLMEngine(Engine):
@@ -74,13 +77,13 @@ class VLLMEngine(Engine):
     def interrupt(self) -> None:
         self._interrupted = True
         if self._llm is None and self._before is not None:
-            for process in _with_children(_engine_processes() - self._before):
+            for process in with_children(engine_processes() - self._before):
                 process.kill()
 
     def _watch(self, llm: "AsyncLLM") -> None:
         """Notice when the engine's process is gone. vLLM does so itself, unless the process was asked to end."""
         loop = asyncio.get_running_loop()
-        for process in _engine_processes() - (self._before or set()):
+        for process in engine_processes() - (self._before or set()):
 
             def gone(sentinel: int = process.sentinel) -> None:
                 loop.remove_reader(sentinel)
@@ -120,25 +123,25 @@ class VLLMEngine(Engine):
     def _load(self) -> "AsyncLLM":
         progress.report("start", self.spec.name, "importing vLLM")
         with environment(process_environment()):
-            async_llm = _import_vllm()
+            async_llm = import_async_llm()
         dtype = self.spec.engine.dtype or default_dtype()
         self._prepared = prepared = prepare(self.spec, dtype)
         if self.spec.engine.dtype is None and prepared.dtype is not None:
             dtype = prepared.dtype
         progress.report("start", self.spec.name, "vLLM: starting its processes")
-        self._before = _engine_processes()
+        self._before = engine_processes()
         if self._interrupted:
             raise EngineStartError(f"The start of {self.spec.name!r} was interrupted.")
         try:
             with environment(process_environment()), engine_spawning(), following(log_file(), self.spec.name):
                 arguments = engine_args(self.spec, prepared, dtype)
-                llm: AsyncLLM = async_llm.from_engine_args(arguments, stat_loggers=[self._stat_logger()])
+                llm: AsyncLLM = async_llm.from_engine_args(arguments, stat_loggers=[stat_logger(self._record)])
         except Exception as error:
-            _end(_with_children(_engine_processes() - self._before), timeout_s=0)
+            end(with_children(engine_processes() - self._before), timeout_s=0)
             raise EngineStartError(
                 f"vLLM did not start {self.spec.name!r}: {error}", hint=f"The cause is in its log: {log_file()}"
             ) from error
-        self._processes = _with_children(_engine_processes() - self._before)
+        self._processes = with_children(engine_processes() - self._before)
         return llm
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
@@ -180,6 +183,9 @@ class VLLMEngine(Engine):
     def healthy(self) -> bool:
         return self._llm is not None and not self._llm.errored and not self._exited
 
+    def _record(self, running: int, waiting: int, kv_cache_usage: float) -> None:
+        self._stats = EngineStats(running, waiting, kv_cache_usage, max(self._stats.peak_running, running))
+
     def stats(self) -> EngineStats:
         return self._stats
 
@@ -197,8 +203,8 @@ class VLLMEngine(Engine):
             self._shut_down(llm)
 
     def _shut_down(self, llm: "AsyncLLM") -> None:
-        llm.shutdown(timeout=_SHUTDOWN_S)
-        _end(self._processes)
+        llm.shutdown(timeout=SHUTDOWN_S)
+        end(self._processes)
 
     def _delta(self, output: "RequestOutput", produced: int, now: float, first: float | None) -> Delta:
         piece = output.outputs[0]
@@ -238,30 +244,6 @@ class VLLMEngine(Engine):
             raise EngineDiedError(f"The engine of {self.spec.name!r} is not running.")
         return self._llm
 
-    def _stat_logger(self) -> Any:
-        from vllm.v1.metrics.loggers import StatLoggerBase
-
-        engine = self
-
-        class Recorder(StatLoggerBase):  # type: ignore[misc]
-            def __init__(self, vllm_config: object, engine_index: int = 0) -> None:
-                pass
-
-            def record(self, scheduler_stats: Any, *_: object, **__: object) -> None:
-                if scheduler_stats is not None:
-                    running = scheduler_stats.num_running_reqs
-                    engine._stats = EngineStats(
-                        running=running,
-                        waiting=scheduler_stats.num_waiting_reqs,
-                        kv_cache_usage=scheduler_stats.kv_cache_usage,
-                        peak_running=max(engine._stats.peak_running, running),
-                    )
-
-            def log_engine_initialized(self) -> None:
-                pass
-
-        return Recorder
-
 
 def _sampling_params(request: GenerationRequest, prompt: Prompt) -> "SamplingParams":
     from vllm import SamplingParams
@@ -276,50 +258,3 @@ def _sampling_params(request: GenerationRequest, prompt: Prompt) -> "SamplingPar
         logprobs=request.logprobs,
         output_kind=RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY,
     )
-
-
-@cache
-def _import_vllm() -> Any:
-    """Return AsyncLLM, less its finaliser."""
-    try:
-        import vllm  # noqa: F401
-    except Exception as error:
-        if isinstance(error, ImportError) and error.name == "vllm":
-            raise MissingDependencyError.of("vllm") from error
-        raise EngineStartError(
-            f"vLLM is installed, but cannot be imported: {error}",
-            hint="Its version and torch's have to match: the folder requirements/ has sets that do.",
-        ) from error
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    class QuietAsyncLLM(AsyncLLM):  # type: ignore[misc]
-        def __del__(self) -> None:
-            # The pool shuts engines down. The original does it once more, and complains when the interpreter ends.
-            pass
-
-    return QuietAsyncLLM
-
-
-def _engine_processes() -> set[Any]:
-    children = multiprocessing.active_children()
-    return {process for process in children if process.name.startswith(PROCESS_NAMES)}
-
-
-def _with_children(started: set[Any]) -> list[psutil.Process]:
-    """Return the processes and all below them, as far as they live."""
-    processes = []
-    for child in started:
-        try:
-            process = psutil.Process(child.pid)
-            processes += [process, *process.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            continue
-    return processes
-
-
-def _end(processes: list[psutil.Process], timeout_s: float = _SHUTDOWN_S) -> None:
-    """Kill what a shutdown has left."""
-    _, alive = psutil.wait_procs(processes, timeout=timeout_s)
-    for process in alive:
-        process.kill()
-    psutil.wait_procs(alive, timeout=_SHUTDOWN_S)

@@ -104,7 +104,14 @@ def test_a_missing_extra(tmp_path: Path) -> None:
 def test_models_lists_scores_and_reasons() -> None:
     made = run("models")
     assert made.returncode == 0
-    for word in ("smollm2-135m-int8", "96.66", "balanced", "135 M", "eligible", "rejected: Trinity score 91"):
+    for word in (
+        "smollm2-135m-int8",
+        "96.66",
+        "balanced",
+        "135 M",
+        "eligible",
+        "smollm2-135m-int8wo is rejected: Trinity score 91",
+    ):
         assert word in made.stdout
     listed = json.loads(run("models", "--json").stdout)["models"]
     assert [model["name"] for model in listed] == ["smollm2-135m-int8", "smollm2-135m", "smollm2-135m-int8wo"]

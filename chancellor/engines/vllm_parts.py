@@ -1,0 +1,84 @@
+"""What the vLLM engine takes of vLLM and of the operating system: its class, a stat logger, and its processes."""
+
+import multiprocessing
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Final
+
+import psutil
+
+from chancellor.engines.spawn import PROCESS_NAMES
+from chancellor.errors import EngineStartError, MissingDependencyError
+
+__all__ = ["SHUTDOWN_S", "end", "engine_processes", "import_async_llm", "stat_logger", "with_children"]
+
+SHUTDOWN_S: Final = 10.0
+"""How long an engine may take to end before it is killed."""
+
+
+@cache
+def import_async_llm() -> Any:
+    """Return AsyncLLM, less its finaliser."""
+    try:
+        import vllm  # noqa: F401
+    except Exception as error:
+        if isinstance(error, ImportError) and error.name == "vllm":
+            raise MissingDependencyError.of("vllm") from error
+        raise EngineStartError(
+            f"vLLM is installed, but cannot be imported: {error}",
+            hint="Its version and torch's have to match: the folder requirements/ has sets that do.",
+        ) from error
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    class QuietAsyncLLM(AsyncLLM):  # type: ignore[misc]
+        def __del__(self) -> None:
+            # The pool shuts engines down. The original does it once more, and complains when the interpreter ends.
+            pass
+
+    return QuietAsyncLLM
+
+
+def stat_logger(record: Callable[[int, int, float], None]) -> Any:
+    """Return a stat logger class for AsyncLLM that passes on running and waiting requests and the KV cache's use."""
+    from vllm.v1.metrics.loggers import StatLoggerBase
+
+    class Recorder(StatLoggerBase):  # type: ignore[misc]
+        def __init__(self, vllm_config: object, engine_index: int = 0) -> None:
+            pass
+
+        def record(self, scheduler_stats: Any, *_: object, **__: object) -> None:
+            if scheduler_stats is not None:
+                record(
+                    scheduler_stats.num_running_reqs, scheduler_stats.num_waiting_reqs, scheduler_stats.kv_cache_usage
+                )
+
+        def log_engine_initialized(self) -> None:
+            pass
+
+    return Recorder
+
+
+def engine_processes() -> set[Any]:
+    """Return the engine processes that this process has started and that live."""
+    children = multiprocessing.active_children()
+    return {process for process in children if process.name.startswith(PROCESS_NAMES)}
+
+
+def with_children(started: set[Any]) -> list[psutil.Process]:
+    """Return the processes and all below them, as far as they live."""
+    processes = []
+    for child in started:
+        try:
+            process = psutil.Process(child.pid)
+            processes += [process, *process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            continue
+    return processes
+
+
+def end(processes: list[psutil.Process], timeout_s: float = SHUTDOWN_S) -> None:
+    """Kill what a shutdown has left."""
+    _, alive = psutil.wait_procs(processes, timeout=timeout_s)
+    for process in alive:
+        process.kill()
+    psutil.wait_procs(alive, timeout=SHUTDOWN_S)
