@@ -16,10 +16,10 @@ demo: $(READY) ## Answer a question with a TorchAO int8 model in vLLM
 	@echo '$$ chancellor ask "$(QUESTION)" --temperature 0'
 	@$(BIN)/chancellor ask "$(QUESTION)" --temperature 0
 
-test: $(READY) ## Run all tests, real engines included (about 8 minutes on 2 cores)
+test: $(READY) ## Run all tests, real engines included (12 minutes on 2 cores)
 	$(BIN)/python -m pytest
 
-test-unit: $(READY) ## Run the tests that start no engine (about a minute)
+test-unit: $(READY) ## Run the tests that start no engine (3 minutes)
 	$(BIN)/python -m pytest tests/unit
 
 lint: $(READY) ## Check style and types
