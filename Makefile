@@ -13,7 +13,7 @@ help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(READY) ## Answer a question with a TorchAO int8 model in vLLM
-	@echo '$$ chancellor ask "$(QUESTION)" --temperature 0'
+	@echo '$$ $(BIN)/chancellor ask "$(QUESTION)" --temperature 0'
 	@$(BIN)/chancellor ask "$(QUESTION)" --temperature 0
 
 test: $(READY) ## Run all tests, real engines included (12 minutes on 2 cores)

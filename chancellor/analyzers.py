@@ -32,7 +32,7 @@ def rules(question: str) -> Complexity:
     words = len(question.split())
     level: Level
     if words < _FEW_WORDS:
-        level, reason = "low", f"{words} words, fewer than {_FEW_WORDS}"
+        level, reason = "low", f"{words} word{'' if words == 1 else 's'}, fewer than {_FEW_WORDS}"
     elif words > _MANY_WORDS:
         level, reason = "high", f"{words} words, more than {_MANY_WORDS}"
     elif keyword := _KEYWORDS.search(question):
