@@ -117,7 +117,6 @@ def main() -> None:
         console.print(escape(error.hint), soft_wrap=True, highlight=False)
         sys.exit(2)
     except KeyboardInterrupt:
-        Console(stderr=True).print("Interrupted; closing the engines.")
         sys.exit(130)
 
 

@@ -61,7 +61,6 @@ def terminal() -> Iterator[Terminal]:
             out.flush()
             err.flush()
             # The engines end at exit and have things to say: only our own error messages need the terminal again.
-            sys.stdout = open(saved[0], "w", encoding="utf-8", closefd=False)  # noqa: SIM115
             sys.stderr = open(saved[1], "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
