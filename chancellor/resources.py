@@ -2,12 +2,13 @@
 
 import threading
 import time
-from functools import cache
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import psutil
 
-__all__ = ["Usage", "measure", "stale"]
+from chancellor import gpus
+
+__all__ = ["ProcessTree", "Usage", "measure", "stale"]
 
 _MIB: Final = 2**20
 _FRESH_S: Final = 1.0
@@ -36,45 +37,45 @@ def measure() -> Usage:
     global _latest
     with _lock:
         if _latest is None or stale():
-            _latest = time.monotonic(), Usage(_memory(), *_gpus())
+            reading = gpus.read()
+            _latest = (
+                time.monotonic(),
+                Usage(
+                    ProcessTree().memory_mib(),
+                    reading.memory_mib if reading else None,
+                    reading.utilization if reading else None,
+                ),
+            )
         return _latest[1]
 
 
-def _memory() -> float | None:
-    try:
-        process = psutil.Process()
-        total = 0
-        for one in (process, *process.children(recursive=True)):
+class ProcessTree:
+    """This process and its descendants as they were when this was made: finding them reads all of /proc."""
+
+    def __init__(self) -> None:
+        try:
+            process = psutil.Process()
+            self._processes = [process, *process.children(recursive=True)]
+        except psutil.Error:
+            self._processes = []
+
+    def memory_mib(self) -> float | None:
+        """Return the resident memory of those that live, in MiB."""
+        sizes = []
+        for process in self._processes:
             try:
-                total += one.memory_info().rss
-            except psutil.NoSuchProcess:
+                sizes.append(process.memory_info().rss)
+            except psutil.Error:
                 continue
-    except psutil.Error:
-        return None
-    return round(total / _MIB, 1)
+        return round(sum(sizes) / _MIB, 1) if sizes else None
 
-
-def _gpus() -> tuple[float | None, float | None]:
-    nvml = _nvml()
-    if nvml is None:
-        return None, None
-    try:
-        devices = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-        if not devices:
-            return None, None
-        used = sum(int(nvml.nvmlDeviceGetMemoryInfo(device).used) for device in devices)
-        busy = sum(int(nvml.nvmlDeviceGetUtilizationRates(device).gpu) for device in devices)
-    except nvml.NVMLError:
-        return None, None
-    return round(used / _MIB, 1), round(busy / 100 / len(devices), 3)
-
-
-@cache
-def _nvml() -> Any | None:
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # noqa: BLE001 - no package, no driver, no device: there is nothing to read
-        return None
-    return pynvml
+    def cpu_s(self) -> float | None:
+        """Return the processor time that those that live have used, in seconds."""
+        times = []
+        for process in self._processes:
+            try:
+                used = process.cpu_times()
+            except psutil.Error:
+                continue
+            times.append(used.user + used.system)
+        return sum(times) if times else None

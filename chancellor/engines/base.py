@@ -24,6 +24,8 @@ class GenerationRequest:
     """How many of the likeliest tokens to report at each step, besides the chosen one."""
     stream: bool = False
     """False asks for one delta at the end, which spares all work per token."""
+    ignore_eos: bool = False
+    """Go on to max_tokens whatever the model says: for benchmarks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class Delta:
     inference_time_s: float | None = None
     """Seconds from handing over the request to its last token."""
     time_to_first_token_s: float | None = None
+    queue_time_s: float | None = None
+    """Seconds that the request waited in the engine for its first turn."""
     engine: str | None = None
     """Kind of the engine that answered."""
     quantization: str | None = None
@@ -61,15 +65,23 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """What an engine is doing now."""
+    """What an engine is doing now, and has done since its start. None stands for what the engine does not tell."""
 
     running: int
     """Requests in the current batch."""
     waiting: int
-    kv_cache_usage: float
+    kv_cache_usage: float | None
     """Share of the KV cache in use, from 0 to 1."""
     peak_running: int
     """Largest batch since the start."""
+    output_tokens: int | None = None
+    """Tokens generated since the start."""
+    prefix_cache_queries: int | None = None
+    """Prompt tokens that were looked up in the prefix cache since the start."""
+    prefix_cache_hits: int | None = None
+    """Those of them that were found."""
+    preemptions: int | None = None
+    """Requests that were put back to make room in the KV cache, since the start."""
 
 
 class Engine(ABC):

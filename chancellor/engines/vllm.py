@@ -183,8 +183,8 @@ class VLLMEngine(Engine):
     def healthy(self) -> bool:
         return self._llm is not None and not self._llm.errored and not self._exited
 
-    def _record(self, running: int, waiting: int, kv_cache_usage: float) -> None:
-        self._stats = EngineStats(running, waiting, kv_cache_usage, max(self._stats.peak_running, running))
+    def _record(self, stats: EngineStats) -> None:
+        self._stats = stats
 
     def stats(self) -> EngineStats:
         return self._stats
@@ -225,6 +225,9 @@ class VLLMEngine(Engine):
             raise GenerationError("vLLM gave up on this request.", hint=f"Its log says why: {log_file()}")
         if first is None and output.metrics is not None and output.metrics.first_token_latency > 0:
             first = output.metrics.first_token_latency  # nobody streamed, so vLLM's own clock has it
+        queued = None
+        if output.metrics is not None and output.metrics.scheduled_ts and output.metrics.queued_ts:
+            queued = output.metrics.scheduled_ts - output.metrics.queued_ts
         return Delta(
             text=piece.text,
             token_ids=tuple(piece.token_ids),
@@ -235,6 +238,7 @@ class VLLMEngine(Engine):
             cached_tokens=output.num_cached_tokens,
             inference_time_s=now,
             time_to_first_token_s=first,
+            queue_time_s=queued,
             engine=self.kind,
             quantization=self.quantization,
         )
@@ -256,5 +260,6 @@ def _sampling_params(request: GenerationRequest, prompt: Prompt) -> "SamplingPar
         seed=request.seed,
         stop=list(request.stop or (() if prompt.templated else RAW_STOP)),
         logprobs=request.logprobs,
+        ignore_eos=request.ignore_eos,
         output_kind=RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY,
     )

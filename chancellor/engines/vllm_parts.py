@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import psutil
 
+from chancellor.engines.base import EngineStats
 from chancellor.engines.spawn import PROCESS_NAMES
 from chancellor.errors import EngineStartError, MissingDependencyError
 
@@ -38,19 +39,40 @@ def import_async_llm() -> Any:
     return QuietAsyncLLM
 
 
-def stat_logger(record: Callable[[int, int, float], None]) -> Any:
-    """Return a stat logger class for AsyncLLM that passes on running and waiting requests and the KV cache's use."""
+def stat_logger(record: Callable[[EngineStats], None]) -> Any:
+    """Return a stat logger class for AsyncLLM that passes on what the engine does, after each of its steps.
+
+    vLLM's own Prometheus logger unregisters the metrics of every other engine in the process.
+    """
     from vllm.v1.metrics.loggers import StatLoggerBase
 
     class Recorder(StatLoggerBase):  # type: ignore[misc]
-        def __init__(self, vllm_config: object, engine_index: int = 0) -> None:
-            pass
+        def __init__(self, vllm_config: object, engine_index: int = 0) -> None:  # noqa: ARG002 - vLLM's signature
+            self.peak = self.tokens = self.queries = self.hits = self.preemptions = 0
 
-        def record(self, scheduler_stats: Any, *_: object, **__: object) -> None:
-            if scheduler_stats is not None:
-                record(
-                    scheduler_stats.num_running_reqs, scheduler_stats.num_waiting_reqs, scheduler_stats.kv_cache_usage
+        def record(self, scheduler_stats: Any, iteration_stats: Any, *_: object, **__: object) -> None:
+            if iteration_stats is not None:
+                self.tokens += iteration_stats.num_generation_tokens
+                self.preemptions += iteration_stats.num_preempted_reqs
+            if scheduler_stats is None:
+                return
+            cache = scheduler_stats.prefix_cache_stats
+            if cache is not None:
+                self.queries += cache.queries
+                self.hits += cache.hits
+            self.peak = max(self.peak, scheduler_stats.num_running_reqs)
+            record(
+                EngineStats(
+                    running=scheduler_stats.num_running_reqs,
+                    waiting=scheduler_stats.num_waiting_reqs,
+                    kv_cache_usage=scheduler_stats.kv_cache_usage,
+                    peak_running=self.peak,
+                    output_tokens=self.tokens,
+                    prefix_cache_queries=self.queries,
+                    prefix_cache_hits=self.hits,
+                    preemptions=self.preemptions,
                 )
+            )
 
         def log_engine_initialized(self) -> None:
             pass

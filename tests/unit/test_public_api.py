@@ -19,6 +19,7 @@ PUBLIC = {
     "quantize",
 }
 ERRORS = {
+    "BenchmarkError",
     "BrokenCheckpointError",
     "CatalogError",
     "CatalogFileError",
@@ -37,10 +38,12 @@ ERRORS = {
     "NoEligibleModelError",
     "PromptTooLongError",
     "QuantizationError",
+    "ReportError",
     "SourceNotFoundError",
     "UnknownChoiceError",
     "UnknownModelError",
     "UnsafeCheckpointError",
+    "WorkloadError",
 }
 
 

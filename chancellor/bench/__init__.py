@@ -1,0 +1,1 @@
+"""Benchmarks: the same work on several targets, measured request by request, and what comes of it."""
