@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from chancellor.checkpoints.shapes import SHAPE
 from chancellor.context import explain
 from chancellor.errors import (
     CatalogFileError,
@@ -30,6 +31,8 @@ class EngineOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    kind: Literal["vllm", "transformers"] = "vllm"
+    """What runs the model: vLLM, or plain transformers, which is slower and runs everything."""
     max_model_len: Annotated[int, Field(ge=16)] = 4096
     """Longest prompt plus answer, in tokens; never more than the model was trained for."""
     gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
@@ -56,7 +59,7 @@ class ModelSpec(BaseModel):
     name: Annotated[str, Field(min_length=1)]
     """The name by which users ask for it."""
     source: Annotated[str, Field(min_length=1)]
-    """A hub id, a local folder, a `.gguf` file, or `package:NAME`."""
+    """A hub id, a local folder, a `.gguf` file, `package:NAME`, or `shape:NAME` for a model with random weights."""
     trinity: Score | Pillars
     """Trinity score, or the five pillars that it is the sum of."""
     revision: str | None = None
@@ -207,5 +210,7 @@ class Catalog(Mapping[str, ModelSpec]):
 
 def _relative_to(folder: Path, spec: ModelSpec) -> ModelSpec:
     """A relative path in a catalog file is meant from that file."""
-    path = folder / Path(spec.source).expanduser()
-    return spec.model_copy(update={"source": str(path)}) if path.exists() else spec
+    kind = SHAPE if spec.source.startswith(SHAPE) else ""
+    path = folder / Path(spec.source.removeprefix(kind)).expanduser()
+    is_path = path.is_file() and path.suffix == ".json" if kind else path.exists()
+    return spec.model_copy(update={"source": f"{kind}{path}"}) if is_path else spec

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import psutil
@@ -50,14 +51,23 @@ def measure() -> Usage:
 
 
 class ProcessTree:
-    """This process and its descendants as they were when this was made: finding them reads all of /proc."""
+    """This process and others as they were when this was made: finding descendants reads all of /proc."""
 
-    def __init__(self) -> None:
+    def __init__(self, others: Iterable[int] | None = None) -> None:
+        """Take the ids of the other processes; None takes all descendants."""
+        self._processes = []
         try:
             process = psutil.Process()
-            self._processes = [process, *process.children(recursive=True)]
+            self._processes.append(process)
+            if others is None:
+                self._processes += process.children(recursive=True)
         except psutil.Error:
-            self._processes = []
+            pass
+        for pid in others or ():
+            try:
+                self._processes.append(psutil.Process(pid))
+            except psutil.Error:
+                continue
 
     def memory_mib(self) -> float | None:
         """Return the resident memory of those that live, in MiB."""

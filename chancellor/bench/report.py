@@ -163,13 +163,15 @@ class Report(BaseModel):
 
     schema_version: Annotated[int, Field(alias="schema")] = SCHEMA
     created_at: str
-    command: str | None = None
     state: Literal["complete", "interrupted", "failed"]
-    failure: str | None = None
+    failures: dict[str, str] = {}
+    """Targets that did not start, with the reason."""
     machine: Machine
     settings: dict[str, Any]
     starts_s: dict[str, float]
     """Seconds that each target took to become ready."""
+    facts: dict[str, dict[str, float]] = {}
+    """What became known at each target's start, e.g. `weights_gib`."""
     runs: list[Run]
     ratios: list[Comparison]
 

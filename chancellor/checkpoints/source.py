@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chancellor.checkpoints import hub
+from chancellor.checkpoints.shapes import SHAPE, Shape
 from chancellor.errors import SourceNotFoundError
 
 __all__ = ["Checkpoint", "fetch", "find"]
@@ -20,19 +21,24 @@ class Checkpoint:
     """A checkpoint that is on this machine."""
 
     path: Path
-    """A folder with config.json and safetensors, or a GGUF file."""
+    """A folder with config.json and, unless its weights are random, safetensors; or a GGUF file."""
     identity: str
     """Where it came from, exactly: changes when the files do."""
     revision: str | None = None
     """Commit on the hub, or version of the package."""
+    random_weights: bool = False
+    """Whether there are no weights, and the engine makes some up."""
 
 
 def find(source: str, revision: str | None = None) -> Checkpoint | None:
     """Return the checkpoint if it is on this machine already, else None. Downloads nothing.
 
     Raises:
-        SourceNotFoundError: a folder or package was named that does not exist.
+        SourceNotFoundError: a folder, package or shape was named that does not exist.
     """
+    if source.startswith(SHAPE):
+        shape = Shape.of(source)
+        return Checkpoint(shape.folder(), shape.identity, random_weights=True)
     if source.startswith(_PACKAGE):
         return _in_package(source.removeprefix(_PACKAGE))
     path = Path(source).expanduser()
@@ -43,7 +49,7 @@ def find(source: str, revision: str | None = None) -> Checkpoint | None:
         return _from_hub(source, found) if found else None
     raise SourceNotFoundError(
         f"There is no file or folder {source!r}.",
-        hint="A source is a local folder, a .gguf file, a hub id such as 'org/name', or 'package:NAME'.",
+        hint="A source is a local folder, a .gguf file, a hub id such as 'org/name', 'package:NAME' or 'shape:NAME'.",
     )
 
 

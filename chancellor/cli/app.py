@@ -105,6 +105,105 @@ def quantize(
     )
 
 
+bench_app = typer.Typer(invoke_without_command=True, help="Measure speed, or compare two measurements.")
+app.add_typer(bench_app, name="bench")
+
+
+@bench_app.callback()
+def bench(
+    context: typer.Context,
+    config: Config = None,
+    model: Annotated[str | None, typer.Option(help="Model of the catalog; else its first that may be chosen.")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="A model without weights instead: llama-3.1-8b, a config.json.")
+    ] = None,
+    scheme: Annotated[str | None, typer.Option(help="Quantise the shape so.")] = None,
+    target: Annotated[
+        str, typer.Option(help="What to measure: graph, chat, engine, raw, or a server's URL.")
+    ] = "graph",
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="Compare with raw, unquantised, stock, transformers, a model or a URL; can be repeated."),
+    ] = None,
+    concurrency: Annotated[str | None, typer.Option(help="Requests in flight, e.g. 1,8,32 (closed loop).")] = None,
+    rate: Annotated[str | None, typer.Option(help="Requests a second, e.g. 0.5,2 (open loop, Poisson).")] = None,
+    requests: Annotated[int | None, typer.Option(help="Requests of each segment; else twice the concurrency.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Start no request later than this.")] = None,
+    input_tokens: Annotated[int, typer.Option(help="Length of the synthetic prompts.")] = 128,
+    output_tokens: Annotated[int, typer.Option(help="Length of the answers.")] = 64,
+    vary: Annotated[float, typer.Option(help="Draw lengths from (1 - x) to (1 + x) times these.")] = 0.0,
+    questions: Annotated[Path | None, typer.Option(help="Ask the questions of this file, one a line or JSONL.")] = None,
+    agent: Annotated[
+        bool, typer.Option("--agent", help="Ask as agents do: a shared prefix and growing turns.")
+    ] = False,
+    load: Annotated[
+        list[str] | None, typer.Option(help="INPUT/OUTPUT@CONCURRENCIES, e.g. 128/64@1,8; repeatable.")
+    ] = None,
+    blocks: Annotated[int, typer.Option(help="Repetitions; A B, then B A, and so on.")] = 2,
+    warmup: Annotated[int | None, typer.Option(help="Requests before each segment; else as many as in flight.")] = None,
+    seed: Annotated[int, typer.Option(help="Of prompts and arrivals.")] = 0,
+    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Stream the answers.")] = True,
+    slo: Annotated[
+        list[str] | None, typer.Option(help="Latency target for goodput: ttft=0.5, tpot=0.05, latency=5.")
+    ] = None,
+    start_timeout: Annotated[float, typer.Option(help="Seconds that a target may take to start.")] = 900.0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write everything there, each request included.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML page with plots there.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Write the plots as PNGs into this folder.")] = None,
+) -> None:
+    """Measure throughput, latency, memory and energy, alone or against something else."""
+    if context.invoked_subcommand is not None:
+        return
+    from chancellor.cli.bench import BenchOptions, run
+
+    run(
+        BenchOptions(
+            config=config,
+            model=model,
+            shape=shape,
+            scheme=scheme,
+            target=target,
+            against=against or [],
+            concurrency=concurrency,
+            rate=rate,
+            requests=requests,
+            max_seconds=max_seconds,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            vary=vary,
+            questions=questions,
+            agent=agent,
+            loads=load or [],
+            blocks=blocks,
+            warmup=warmup,
+            seed=seed,
+            stream=stream,
+            slo=slo or [],
+            start_timeout=start_timeout,
+            json=json_file,
+            report=report,
+            plots=plots,
+        )
+    )
+
+
+@bench_app.command()
+def compare(
+    old: Annotated[Path, typer.Argument(help="A file of `bench --json`.")],
+    new: Annotated[Path, typer.Argument(help="A later one.")],
+    as_json: Json = False,
+    fail_above: Annotated[
+        float | None, typer.Option(help="Exit with 1 if more than this percentage of tokens/s is lost, beyond noise.")
+    ] = None,
+) -> None:
+    """Say what became faster or slower between two files, and whether that is more than noise."""
+    from chancellor.cli.bench_compare import run
+
+    run(old, new, as_json=as_json, fail_above=fail_above)
+
+
 def main() -> None:
     """Run the command line: exit code 2 for an error that the user can mend, 130 for Ctrl-C, 143 for SIGTERM."""
     for ending in (signal.SIGTERM, signal.SIGHUP):

@@ -69,7 +69,7 @@ class EngineStats:
 
     running: int
     """Requests in the current batch."""
-    waiting: int
+    waiting: int | None
     kv_cache_usage: float | None
     """Share of the KV cache in use, from 0 to 1."""
     peak_running: int
@@ -125,6 +125,25 @@ class Engine(ABC):
     @abstractmethod
     def stats(self) -> EngineStats:
         """Return what the engine is doing now."""
+
+    def tokenizer(self) -> Any | None:
+        """Return the model's Hugging Face tokenizer, or None where there is none at hand."""
+        return None
+
+    def process_ids(self) -> list[int]:
+        """Return the ids of the processes below this one that the engine runs in."""
+        return []
+
+    def facts(self) -> dict[str, float]:
+        """Return what became known while it started, e.g. `weights_gib`, the memory that the weights take."""
+        return {}
+
+    def inner(self) -> Any:
+        """Return the library's own engine object, to be used on the host's loop only, or None."""
+        return None
+
+    async def forget(self) -> None:  # noqa: B027 - most engines have nothing to forget
+        """Empty the prefix cache, if there is one. No request may be running."""
 
     @abstractmethod
     async def close(self) -> None:

@@ -22,24 +22,36 @@ _PHASES: Final = (
 )
 
 
+_FACTS: Final = {
+    "weights_gib": re.compile(r"Model loading took ([\d.]+) GiB"),
+    "kv_cache_tokens": re.compile(r"KV cache size: ([\d,]+) tokens"),
+}
+
+
 @contextmanager
-def following(log: Path, model: str) -> Iterator[None]:
-    """Report the phases that appear in the log while the block runs."""
+def following(log: Path, model: str) -> Iterator[dict[str, float]]:
+    """Report the phases that appear in the log while the block runs; the dict fills with the figures found in it."""
     done = threading.Event()
-    thread = threading.Thread(target=_follow, args=(log, model, done), name="chancellor-log", daemon=True)
+    facts: dict[str, float] = {}
+    thread = threading.Thread(target=_follow, args=(log, model, facts, done), name="chancellor-log", daemon=True)
     thread.start()
     try:
-        yield
+        yield facts
     finally:
         done.set()
         thread.join()
 
 
-def _follow(log: Path, model: str, done: threading.Event) -> None:
+def _follow(log: Path, model: str, facts: dict[str, float], done: threading.Event) -> None:
     with log.open(encoding="utf-8", errors="replace") as file:
         file.seek(0, 2)
-        while not done.wait(_POLL_S):
+        last = False
+        while not last:
+            last = done.wait(_POLL_S)  # once more after the end: the last lines hold the figures
             for line in file:
+                for name, figure in _FACTS.items():
+                    if found := figure.search(line):
+                        facts[name] = float(found[1].replace(",", ""))
                 for pattern, message in _PHASES:
                     if pattern.search(line):
                         progress.report("start", model, message)

@@ -2,13 +2,14 @@
 
 import asyncio
 import atexit
+import contextvars
 import logging
 import os
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
-from typing import Final
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator
+from typing import Any, Final, TypeVar
 
 from chancellor import progress
 from chancellor.catalog import ModelSpec
@@ -16,10 +17,12 @@ from chancellor.engines.base import Delta, Engine, EngineStats, GenerationReques
 from chancellor.engines.host import EngineHost
 from chancellor.engines.vllm import VLLMEngine
 from chancellor.errors import EngineDiedError
+from chancellor.telemetry.requests import Observation
 
 __all__ = ["EnginePool", "default_pool"]
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 _INTERRUPT_EVERY_S: Final = 0.5
 
 
@@ -29,8 +32,8 @@ class EnginePool:
     Two entries that differ in anything but their name, tier or Trinity have an engine each.
     """
 
-    def __init__(self, factory: Callable[[ModelSpec], Engine] = VLLMEngine) -> None:
-        self._factory = factory
+    def __init__(self, factory: Callable[[ModelSpec], Engine] | None = None) -> None:
+        self._factory = factory or engine_of
         self._host = EngineHost()
         self._engines: dict[str, asyncio.Task[Engine]] = {}  # touched on the host's loop only
         self._names: dict[str, str] = {}
@@ -51,6 +54,18 @@ class EnginePool:
         """Like `start`, without blocking the caller's loop."""
         await self._host.acall(self._get(spec))
 
+    async def aengine(self, spec: ModelSpec) -> Engine:
+        """Return the model's engine, started where needed. Its coroutines run on the host's loop only: see `arun`."""
+        return await self._host.acall(self._get(spec))
+
+    async def arun(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop that the engines live on."""
+        return await self._host.acall(work)
+
+    async def astop(self, spec: ModelSpec) -> None:
+        """Close the model's engine, if it runs; the next request starts it again."""
+        await self._host.acall(self._stop(_key(spec)))
+
     def generate(self, spec: ModelSpec, request: GenerationRequest) -> Generator[Delta, None, None]:
         """Yield the answer, starting the engine where needed. Leaving the iteration aborts the request."""
         return self._host.iterate(lambda: self._generate(spec, request))
@@ -61,7 +76,7 @@ class EnginePool:
 
     def stats(self) -> dict[str, EngineStats]:
         """Return what each running engine is doing, by the name of its model."""
-        return self._host.call(self._stats())
+        return self._host.call(self._stats()) if self._host.running else {}
 
     def close(self) -> None:
         """Close all engines and end the host's thread; also done at exit. The pool can be used again afterwards.
@@ -88,11 +103,35 @@ class EnginePool:
                 await task.result().close()
             task = self._engines.get(key)  # another caller may have started it meanwhile
         if task is None:
-            task = self._engines[key] = asyncio.create_task(self._start(spec))
+            # In a context of its own: the engine outlives the run, and the trace, that asked for it first.
+            task = self._engines[key] = asyncio.create_task(self._start(spec), context=contextvars.Context())
             self._names[key] = spec.name
             task.add_done_callback(lambda done: self._forget_failure(key, done))
         # Shielded: the others who wait for this engine must not suffer when one of them is cancelled.
         return await asyncio.shield(task)
+
+    async def _stop(self, key: str) -> None:
+        if (task := self._engines.get(key)) is not None:
+            await self._end(task)
+            if self._engines.get(key) is task:
+                del self._engines[key]
+
+    async def _end(self, task: "asyncio.Task[Engine]") -> None:
+        """Close the task's engine, whether it runs, starts, or waits for its turn to start."""
+        waits = task in self._waiting
+        if waits:
+            task.cancel()
+        try:
+            while not task.done():
+                if self._under_way is not None and not waits:
+                    self._under_way.interrupt()
+                await asyncio.wait({task}, timeout=_INTERRUPT_EVERY_S)
+            await task.result().close()
+        except asyncio.CancelledError:
+            if not task.cancelled():  # then it is this close that is being cancelled
+                raise
+        except Exception:
+            logger.debug("An engine did not start or close cleanly", exc_info=True)
 
     async def _start(self, spec: ModelSpec) -> Engine:
         if self._starting is None:
@@ -116,15 +155,18 @@ class EnginePool:
             del self._engines[key]
 
     async def _generate(self, spec: ModelSpec, request: GenerationRequest) -> AsyncIterator[Delta]:
-        engine = await self._get(spec)
-        deltas = engine.generate(request)
-        try:
-            async for delta in deltas:
-                yield delta
-        finally:
-            close = getattr(deltas, "aclose", None)
-            if close is not None:
-                await close()
+        with Observation(spec, request) as observed:
+            engine = await self._get(spec)
+            observed.handed_to(engine)
+            deltas = engine.generate(request)
+            try:
+                async for delta in deltas:
+                    observed.last = delta
+                    yield delta
+            finally:
+                close = getattr(deltas, "aclose", None)
+                if close is not None:
+                    await close()
 
     async def _stats(self) -> dict[str, EngineStats]:
         ready = {key: task for key, task in self._engines.items() if task.done() and _usable(task)}
@@ -138,18 +180,7 @@ class EnginePool:
             while self._engines:
                 # One by one: a close that is interrupted (Ctrl-C) can be taken up again.
                 key, task = next(iter(self._engines.items()))
-                try:
-                    while not task.done():
-                        if self._under_way is not None:
-                            self._under_way.interrupt()
-                        await asyncio.wait({task}, timeout=_INTERRUPT_EVERY_S)
-                    engine = task.result()
-                    await engine.close()
-                except asyncio.CancelledError:
-                    if not task.cancelled():  # then it is this close that is being cancelled
-                        raise
-                except Exception:
-                    logger.debug("An engine did not start or close cleanly", exc_info=True)
+                await self._end(task)
                 self._engines.pop(key, None)
         finally:
             self._closing, self._starting, self._waiting = False, None, set()
@@ -166,6 +197,15 @@ def _usable(task: "asyncio.Task[Engine]") -> bool:
 
 def _key(spec: ModelSpec) -> str:
     return spec.model_dump_json(exclude={"name", "trinity", "tier", "parameters"})
+
+
+def engine_of(spec: ModelSpec) -> Engine:
+    """Return the engine that the entry asks for, not started."""
+    if spec.engine.kind == "transformers":
+        from chancellor.engines.transformers import TransformersEngine
+
+        return TransformersEngine(spec)
+    return VLLMEngine(spec)
 
 
 _default: EnginePool | None = None

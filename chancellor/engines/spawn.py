@@ -2,7 +2,7 @@
 
 Forking a process that has threads (the host's, the user's) can deadlock, so they are spawned. A spawned process runs
 the parent's main script again, which starts a second program where that script has no `if __name__ == "__main__"`.
-An engine needs nothing of that script: multiprocessing is told, for vLLM's processes only, to run engine_main instead.
+An engine needs nothing of that script: multiprocessing is told, for engine processes only, to run engine_main instead.
 """
 
 import multiprocessing.spawn
@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["PROCESS_NAMES", "engine_spawning", "environment", "starting"]
+__all__ = ["OWN_PROCESS", "PROCESS_NAMES", "engine_spawning", "environment", "starting"]
 
-PROCESS_NAMES: Final = ("EngineCore", "VllmWorker")
-"""How vLLM calls its processes."""
+OWN_PROCESS: Final = "ChancellorEngine"
+PROCESS_NAMES: Final = ("EngineCore", "VllmWorker", OWN_PROCESS)
+"""How vLLM calls its processes, and how ours are called."""
 
 starting: Final = threading.Lock()
 """Held while an engine starts: what is changed for it holds for the whole process."""
@@ -26,7 +27,7 @@ _MAIN: Final = str(Path(__file__).with_name("engine_main.py"))
 
 @contextmanager
 def engine_spawning() -> Iterator[None]:
-    """Within this block, vLLM's processes start from engine_main. Hold `starting`."""
+    """Within this block, engine processes start from engine_main. Hold `starting`."""
     original: Any = multiprocessing.spawn.get_preparation_data
 
     def get_preparation_data(name: str) -> dict[str, object]:

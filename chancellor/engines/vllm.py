@@ -57,6 +57,7 @@ class VLLMEngine(Engine):
         self._sentinels: list[int] = []
         self._before: set[Any] | None = None
         self._exited = self._interrupted = False
+        self._facts: dict[str, float] = {}
 
     @property
     def quantization(self) -> str | None:
@@ -133,7 +134,11 @@ class VLLMEngine(Engine):
         if self._interrupted:
             raise EngineStartError(f"The start of {self.spec.name!r} was interrupted.")
         try:
-            with environment(process_environment()), engine_spawning(), following(log_file(), self.spec.name):
+            with (
+                environment(process_environment()),
+                engine_spawning(),
+                following(log_file(), self.spec.name) as self._facts,
+            ):
                 arguments = engine_args(self.spec, prepared, dtype)
                 llm: AsyncLLM = async_llm.from_engine_args(arguments, stat_loggers=[stat_logger(self._record)])
         except Exception as error:
@@ -188,6 +193,21 @@ class VLLMEngine(Engine):
 
     def stats(self) -> EngineStats:
         return self._stats
+
+    def tokenizer(self) -> Any | None:
+        return self._running().get_tokenizer()
+
+    def process_ids(self) -> list[int]:
+        return [process.pid for process in self._processes]
+
+    def facts(self) -> dict[str, float]:
+        return dict(self._facts)
+
+    def inner(self) -> Any:
+        return self._running()
+
+    async def forget(self) -> None:
+        await self._running().reset_prefix_cache()
 
     async def close(self) -> None:
         llm, self._llm = self._llm, None

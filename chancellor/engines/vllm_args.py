@@ -1,5 +1,7 @@
 """From a catalog entry to the arguments and environment of a vLLM engine."""
 
+import copy
+import json
 import os
 from typing import TYPE_CHECKING, Any, Final
 
@@ -8,6 +10,7 @@ from chancellor.checkpoints.inspect import read_json
 from chancellor.engines.hardware import cpu_ids, gpu_count
 from chancellor.engines.logs import LOG_VARIABLE, log_file, vllm_logging_config
 from chancellor.quantization.prepare import Prepared
+from chancellor.quantization.schemes import Scheme
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -52,9 +55,13 @@ def engine_args(spec: ModelSpec, prepared: Prepared, dtype: str) -> "AsyncEngine
     elif on_cpu:
         # vLLM would take a share of the whole machine's memory.
         arguments["kv_cache_memory_bytes"] = max(_GIB, _context_bytes(config, max_model_len))
-    if prepared.folder.suffix != ".gguf" and not spec.allow_pickle:
+    if prepared.random_weights:
+        arguments["load_format"] = "dummy"
+    elif prepared.folder.suffix != ".gguf" and not spec.allow_pickle:
         arguments["load_format"] = "safetensors"
-    return AsyncEngineArgs(**{**arguments, **options.vllm})
+    if prepared.quantize_at_load is not None:
+        arguments |= _quantized_at_load(prepared.quantize_at_load)
+    return AsyncEngineArgs(**_with_options(arguments, options.vllm))
 
 
 def process_environment() -> dict[str, str]:
@@ -71,6 +78,22 @@ def process_environment() -> dict[str, str]:
         # vLLM keeps one core for itself by default, which halves the speed on two.
         variables["VLLM_CPU_OMP_THREADS_BIND"] = cpu_ids()
     return variables
+
+
+def _quantized_at_load(scheme: str) -> dict[str, Any]:
+    """Return the arguments by which vLLM quantises what it has loaded; the whole model is there once unquantised."""
+    from torchao.core.config import config_to_dict
+
+    config = json.dumps(config_to_dict(Scheme.of(scheme).config()))
+    return {"quantization": "torchao", "hf_overrides": {"quantization_config_dict_json": config}}
+
+
+def _with_options(arguments: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments with the user's in front of ours; overrides of config.json are merged."""
+    options = copy.deepcopy(options)  # vLLM writes into the dictionaries, which are part of a frozen catalog entry
+    ours, theirs = arguments.get("hf_overrides"), options.get("hf_overrides")
+    merged = {"hf_overrides": {**ours, **theirs}} if isinstance(ours, dict) and isinstance(theirs, dict) else {}
+    return {**arguments, **options, **merged}
 
 
 def _tensor_parallel_size(config: dict[str, Any]) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from chancellor.checkpoints import Checkpoint, CheckpointInfo, fetch, find, inspect_checkpoint
 from chancellor.checkpoints.inspect import read_json
+from chancellor.checkpoints.shapes import SHAPE, Shape
 from chancellor.errors import BrokenCheckpointError, QuantizationError
 from chancellor.quantization.manifest import FORMAT, Manifest
 from chancellor.quantization.schemes import SCHEMES, Scheme
@@ -32,6 +33,10 @@ class Prepared:
     dtype: str | None
     """Compute type that the checkpoint demands; None leaves it to the engine."""
     parameters: int
+    random_weights: bool = False
+    """Whether there are none in the folder, and the engine makes some up."""
+    quantize_at_load: str | None = None
+    """Name of the scheme that the engine is to apply to its weights; None where the files hold what is served."""
 
 
 def prepare(spec: "ModelSpec", dtype: str) -> Prepared:
@@ -45,6 +50,8 @@ def prepare(spec: "ModelSpec", dtype: str) -> Prepared:
         CheckpointError: it cannot be had, is broken or unsafe, or does not fit the entry's scheme.
     """
     checkpoint = fetch(spec.source, spec.revision, allow_pickle=spec.allow_pickle)
+    if checkpoint.random_weights:
+        return _without_weights(spec, checkpoint)
     info = inspect_checkpoint(checkpoint.path, allow_pickle=spec.allow_pickle, trust_remote_code=spec.trust_remote_code)
     if info.quant_method is not None:
         return _already_quantised(spec, checkpoint, info)
@@ -83,9 +90,12 @@ def parameters_of(spec: "ModelSpec") -> int | None:
 
     Raises:
         CheckpointError: the source does not exist, or is broken or unsafe.
+        MissingDependencyError: a package that reads it is not installed.
     """
     if spec.parameters is not None:
         return spec.parameters
+    if spec.source.startswith(SHAPE):
+        return Shape.of(spec.source).parameters()
     checkpoint = find(spec.source, spec.revision)
     if checkpoint is None:
         return None
@@ -106,6 +116,28 @@ def parameters_of(spec: "ModelSpec") -> int | None:
             return None  # a download that was interrupted; it goes on when the model is used
         raise
     return info.parameters
+
+
+def _without_weights(spec: "ModelSpec", checkpoint: Checkpoint) -> Prepared:
+    options = spec.engine.vllm
+    overrides = options.get("hf_overrides")
+    config = read_json(checkpoint.path / "config.json") | (overrides if isinstance(overrides, dict) else {})
+    quantization = config.get("quantization_config")
+    own = quantization.get("quant_method") if isinstance(quantization, dict) else options.get("quantization")
+    if spec.scheme is not None and own is not None:
+        raise QuantizationError(
+            f"{spec.name} asks for scheme {spec.scheme!r}, but its configuration for {own!r}.",
+            hint="Leave out one of the two: scheme, or the quantisation in config.json or [models.engine.vllm].",
+        )
+    parameters = spec.parameters if spec.parameters is not None else Shape.of(spec.source).parameters()
+    return Prepared(
+        checkpoint.path,
+        spec.scheme or own,
+        None,
+        parameters,
+        random_weights=True,
+        quantize_at_load=spec.scheme,
+    )
 
 
 def _already_quantised(spec: "ModelSpec", checkpoint: Checkpoint, info: CheckpointInfo) -> Prepared:

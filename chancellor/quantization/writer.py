@@ -67,6 +67,11 @@ def quantize(
     if destination.exists():
         raise QuantizationError(f"{destination} exists already.", hint="Remove it, or choose another destination.")
     checkpoint = fetch(source, revision)
+    if checkpoint.random_weights:
+        raise QuantizationError(
+            f"{source} has no weights that could be written.",
+            hint="Set scheme in a catalog entry instead: vLLM quantises its random weights while it loads.",
+        )
     write_checkpoint(
         checkpoint,
         destination,

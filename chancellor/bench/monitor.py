@@ -1,0 +1,220 @@
+"""The performance monitor: targets and loads in, a report out."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from chancellor.bench.load import Load
+from chancellor.bench.machine import Machine
+from chancellor.bench.measure import Measurement, measure
+from chancellor.bench.objectives import Objectives
+from chancellor.bench.report import Report, Sample, Segment
+from chancellor.bench.summary import compare_runs, sum_up
+from chancellor.bench.targets.base import Target
+from chancellor.errors import BenchmarkError, ChancellorError, EngineStartError
+
+__all__ = ["Event", "PerformanceMonitor"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened during a benchmark."""
+
+    kind: Literal["starting", "started", "failed", "segment", "sample", "measured"]
+    target: str
+    load: str = ""
+    block: int = 0
+    completed: int = 0
+    """Requests of this segment that are done."""
+    total: int = 0
+    message: str = ""
+
+
+class PerformanceMonitor:
+    """Measures the first target, and the others beside it, under each load.
+
+    All targets are loaded at the same time, and their segments alternate: A B, then B A, and so on, so that a machine
+    that slows down or warms up harms all alike. The ratio of two targets is the median over the blocks.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        loads: Sequence[Load],
+        *,
+        blocks: int = 2,
+        warmup: int | None = None,
+        stream: bool = True,
+        seed: int = 0,
+        objectives: Objectives | None = None,
+        start_timeout_s: float = 900.0,
+        settings: dict[str, Any] | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        on_report: Callable[[Report], None] | None = None,
+    ) -> None:
+        """Prepare a benchmark; `run` does it.
+
+        Args:
+            targets: the one to measure first, then those to compare it with.
+            loads: what is asked, and how it arrives.
+            blocks: repetitions of everything; at least 2 for a spread.
+            warmup: requests before each segment's clock starts; None is as many as are in flight.
+            stream: whether answers are streamed; without, inter-token latency stays unknown.
+            seed: of prompts and arrivals.
+            objectives: latency targets, for goodput.
+            start_timeout_s: a target that is not ready by then counts as failed.
+            settings: further settings for the report.
+            on_event: called with everything that happens, sometimes from another thread.
+            on_report: called with the report so far after each segment, so that it can be saved.
+
+        Raises:
+            BenchmarkError: no target, no load, or less than one block.
+        """
+        if not targets or not loads or blocks < 1:
+            raise BenchmarkError("A benchmark needs a target, a load and a block.", hint="Give at least one of each.")
+        self.targets, self.loads, self.blocks = list(targets), list(loads), blocks
+        self._warmup, self._stream, self._seed = warmup, stream, seed
+        self._objectives = objectives or Objectives()
+        self._start_timeout_s = start_timeout_s
+        self._settings = settings or {}
+        self._on_event, self._on_report = on_event, on_report
+        self._created = datetime.now(UTC).isoformat(timespec="seconds")
+        self._machine = Machine.this()
+        self._ready: list[Target] = []
+        self._starts: dict[str, float] = {}
+        self._facts: dict[str, dict[str, float]] = {}
+        self._details = {target.name: target.detail for target in self.targets}
+        self._failures: dict[str, str] = {}
+        self._measured: dict[tuple[str, str], tuple[list[Segment], list[Sample]]] = {}
+        self._state: Literal["complete", "interrupted", "failed"] = "interrupted"
+
+    def run(self) -> Report:
+        """Measure. An interrupt is passed on; `report` has what was measured until then.
+
+        Raises:
+            ChancellorError: the first target does not start.
+        """
+        return asyncio.run(self.arun())
+
+    async def arun(self) -> Report:
+        """Like `run`, for async callers."""
+        try:
+            await self._start()
+            for block in range(self.blocks):
+                for load in self.loads:
+                    # A B, B A, A B, ...
+                    for target in self._ready if block % 2 == 0 else reversed(self._ready):
+                        await self._segment(target, load, block)
+            self._state = "complete"
+        except Exception:
+            self._state = "failed"
+            raise
+        finally:
+            for target in self._ready:
+                await target.close()
+        return self.report
+
+    async def _start(self) -> None:
+        for target in self.targets:
+            self._tell(Event("starting", target.name, message=target.detail))
+            began = time.perf_counter()
+            try:
+                async with asyncio.timeout(self._start_timeout_s):
+                    await target.start()
+            except TimeoutError:
+                await target.close()
+                self._fail(target, EngineStartError(f"{target.name} was not ready after {self._start_timeout_s:g} s."))
+            except ChancellorError as error:
+                self._fail(target, error)
+            else:
+                self._ready.append(target)
+                self._starts[target.name] = time.perf_counter() - began
+                # Kept, as a closed target knows them no more.
+                self._details[target.name] = target.detail
+                if target.facts:
+                    self._facts[target.name] = target.facts
+                self._tell(Event("started", target.name, message=f"{self._starts[target.name]:.1f} s"))
+
+    def _fail(self, target: Target, error: ChancellorError) -> None:
+        """Go on without it: that it does not start is a result. Without the first one there is nothing to measure."""
+        self._failures[target.name] = error.message
+        self._tell(Event("failed", target.name, message=error.message))
+        if target is self.targets[0]:
+            raise error
+
+    async def _segment(self, target: Target, load: Load, block: int) -> None:
+        measurement = Measurement(block)
+        event = Event("segment", target.name, load.label, block, total=load.count)
+        self._tell(event)
+
+        def on_sample(_: Sample) -> None:
+            done = len(measurement.samples)
+            self._tell(Event("sample", target.name, load.label, block, done, load.count))
+
+        try:
+            await measure(
+                target,
+                load,
+                seed=f"{self._seed}/{load.label}/{target.name}/{block}",
+                block=block,
+                stream=self._stream,
+                warmup=self._warmup,
+                into=measurement,
+                on_sample=on_sample,
+            )
+        finally:
+            if measurement.samples:
+                segments, samples = self._measured.setdefault((target.name, load.label), ([], []))
+                segment = measurement.segment(self._objectives)
+                segments.append(segment)
+                samples.extend(measurement.samples)
+                rate = "no answer" if segment.tokens_per_s is None else f"{segment.tokens_per_s:,.1f} tokens/s"
+                self._tell(Event("measured", target.name, load.label, block, len(samples), load.count, rate))
+        if self._on_report is not None:
+            self._on_report(self.report)
+
+    @property
+    def report(self) -> Report:
+        """What has been measured so far."""
+        runs = [
+            sum_up(target.name, self._details[target.name], load, *measured)
+            for load in self.loads
+            for target in self.targets
+            if (measured := self._measured.get((target.name, load.label))) is not None
+        ]
+        subject = self.targets[0].name
+        by_load = {run.load: run for run in runs if run.name == subject}
+        ratios = [
+            comparison
+            for run in runs
+            if run.name != subject and run.load in by_load
+            if (comparison := compare_runs(by_load[run.load], run)) is not None
+        ]
+        settings = {
+            "targets": self._details,
+            "loads": [load.label for load in self.loads],
+            "blocks": self.blocks,
+            "warmup": self._warmup,
+            "stream": self._stream,
+            "seed": self._seed,
+            "objectives": self._objectives.model_dump(exclude_none=True),
+            **self._settings,
+        }
+        return Report(
+            created_at=self._created,
+            state=self._state,
+            failures=self._failures,
+            machine=self._machine,
+            settings=settings,
+            starts_s=self._starts,
+            facts=self._facts,
+            runs=runs,
+            ratios=ratios,
+        )
+
+    def _tell(self, event: Event) -> None:
+        if self._on_event is not None:
+            self._on_event(event)

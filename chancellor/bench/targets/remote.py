@@ -1,0 +1,205 @@
+"""An OpenAI-compatible endpoint as a target; where it is vLLM's own server, its counters are read too."""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from chancellor.bench.targets.base import Ask, Reply, Stopwatch, Target
+from chancellor.engines.base import EngineStats
+from chancellor.errors import BenchmarkError, GenerationError, MissingDependencyError
+
+__all__ = ["RemoteTarget"]
+
+_DATA: Final = "data:"
+_GAUGES: Final = {
+    "vllm:num_requests_running": "running",
+    "vllm:num_requests_waiting": "waiting",
+    "vllm:kv_cache_usage_perc": "kv_cache_usage",
+}
+_COUNTERS: Final = {
+    "vllm:generation_tokens": "output_tokens",
+    "vllm:prefix_cache_queries": "prefix_cache_queries",
+    "vllm:prefix_cache_hits": "prefix_cache_hits",
+    "vllm:num_preemptions": "preemptions",
+}
+
+
+class RemoteTarget(Target):
+    """A server that speaks OpenAI's /v1/chat/completions."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        name: str | None = None,
+        tokenizer: Callable[[], Any] | None = None,
+    ) -> None:
+        """Take the server's address.
+
+        Args:
+            url: with or without /v1 at its end.
+            model: as the server calls it; None takes the first that it lists.
+            name: in the report; None is the URL's host and port.
+            tokenizer: loads the Hugging Face tokenizer of the model, for prompts of exact length.
+
+        Raises:
+            BenchmarkError: it is no http URL.
+            MissingDependencyError: httpx is not installed.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise BenchmarkError(f"{url!r} is no URL of a server.", hint="Give e.g. http://127.0.0.1:8000.")
+        try:
+            import httpx
+        except ImportError as error:
+            raise MissingDependencyError.of("httpx", "bench") from error
+        self.name = name or parts.netloc.rsplit("@", 1)[-1]
+        self.base = url.rstrip("/").removesuffix("/v1")
+        self.model = model
+        self._load_tokenizer = tokenizer
+        self._tokenizer: Any | None = None
+        self._near = parts.hostname in {"127.0.0.1", "localhost", "::1"}
+        key = os.environ.get("OPENAI_API_KEY")
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._httpx = httpx
+        self._client: httpx.AsyncClient | None = None
+        self._stats: EngineStats | None = None
+
+    @property
+    def detail(self) -> str:
+        return f"OpenAI-compatible server: {self.model or 'its first model'}"
+
+    @property
+    def client(self) -> Any:
+        """The HTTP client.
+
+        Raises:
+            BenchmarkError: the target has not been started.
+        """
+        if self._client is None:
+            raise BenchmarkError(f"The target {self.name!r} is not running.", hint="Start it first.")
+        return self._client
+
+    async def start(self) -> None:
+        httpx = self._httpx
+        self._client = httpx.AsyncClient(
+            base_url=self.base,
+            headers=self._headers,
+            # As long as an answer may take; a server that does not accept a connection is reported at once.
+            timeout=httpx.Timeout(None, connect=10.0),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        )
+        try:
+            listed = await self.client.get("/v1/models")
+            listed.raise_for_status()
+            models = [entry["id"] for entry in listed.json()["data"]]
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            raise BenchmarkError(
+                f"The server at {self.base} does not list its models: {error or type(error).__name__}.",
+                hint="Check that it runs, its address, and OPENAI_API_KEY if it wants a key.",
+            ) from error
+        if self.model is None and models:
+            self.model = models[0]
+        if self.model not in models:
+            raise BenchmarkError(
+                f"The server at {self.base} has no model {self.model!r}.",
+                hint=f"It has: {', '.join(models) or 'none'}.",
+            )
+        if self._load_tokenizer is not None:
+            self._tokenizer = await asyncio.to_thread(self._load_tokenizer)
+        await self.refresh()
+
+    async def send(self, ask: Ask, stopwatch: Stopwatch) -> Reply:
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": ask.messages,
+            "max_tokens": ask.max_tokens,
+            "temperature": ask.temperature,
+            "seed": ask.seed,
+            "stream": ask.stream,
+        }
+        if ask.ignore_eos:
+            body["ignore_eos"] = True
+        if not ask.stream:
+            response = await self.client.post("/v1/chat/completions", json=body)
+            if response.status_code != self._httpx.codes.OK:
+                raise GenerationError(f"HTTP {response.status_code}", hint=response.text[:500])
+            content = response.json()
+            return _reply(str(content["choices"][0]["message"].get("content") or ""), content.get("usage"))
+        body["stream_options"] = {"include_usage": True}
+        text: list[str] = []
+        usage: dict[str, Any] | None = None
+        async with self.client.stream("POST", "/v1/chat/completions", json=body) as response:
+            if response.status_code != self._httpx.codes.OK:
+                await response.aread()
+                raise GenerationError(f"HTTP {response.status_code}", hint=response.text[:500])
+            async for event in _events(response):
+                if "error" in event:
+                    raise GenerationError("The server ended the stream with an error.", hint=str(event["error"])[:500])
+                usage = event.get("usage") or usage
+                for choice in event.get("choices") or ():
+                    content = choice["delta"].get("content")
+                    if content or (choice.get("finish_reason") is None and "role" not in choice["delta"]):
+                        stopwatch.piece()
+                    text.append(content or "")
+        return _reply("".join(text), usage)
+
+    async def tokenizer(self) -> Any | None:
+        return self._tokenizer
+
+    async def forget(self) -> None:
+        # Only vLLM's server in development mode has this; elsewhere prompts differ from segment to segment anyway.
+        await self.client.post("/reset_prefix_cache")
+
+    async def refresh(self) -> None:
+        """Read vLLM's counters from /metrics, if the server has them."""
+        try:
+            from prometheus_client.parser import text_string_to_metric_families
+
+            response = await self.client.get("/metrics", timeout=5.0)
+            families = list(text_string_to_metric_families(response.text)) if response.is_success else []
+        except (ImportError, ValueError, self._httpx.HTTPError):
+            return
+        found: dict[str, float] = {}
+        for family in families:
+            field = _GAUGES.get(family.name) or _COUNTERS.get(family.name)
+            for sample in family.samples:
+                if field and not sample.name.endswith("_created") and self._ours(sample.labels):
+                    found[field] = found.get(field, 0.0) + sample.value
+        if "running" not in found:
+            return
+        running = int(found["running"])
+        peak = max(self._stats.peak_running if self._stats else 0, running)
+        whole = {name: int(found[name]) for name in (*_COUNTERS.values(), "waiting") if name in found}
+        self._stats = EngineStats(running, whole.pop("waiting", None), found.get("kv_cache_usage"), peak, **whole)
+
+    def _ours(self, labels: dict[str, str]) -> bool:
+        return labels.get("model_name", self.model) == self.model
+
+    def stats(self) -> EngineStats | None:
+        return self._stats
+
+    def processes(self) -> list[int] | None:
+        return None
+
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+
+async def _events(response: Any) -> AsyncIterator[dict[str, Any]]:
+    """Yield the JSON of each server-sent event; OpenAI's dialect has one line an event, and [DONE] last."""
+    async for line in response.aiter_lines():
+        if line.startswith(_DATA) and (payload := line[len(_DATA) :].strip()) != "[DONE]":
+            yield json.loads(payload)
+
+
+def _reply(text: str, usage: dict[str, Any] | None) -> Reply:
+    usage = usage or {}
+    details = usage.get("prompt_tokens_details") or {}
+    return Reply(text, usage.get("prompt_tokens"), usage.get("completion_tokens"), details.get("cached_tokens"))

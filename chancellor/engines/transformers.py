@@ -1,0 +1,253 @@
+"""Plain transformers in a process below this one: slower than vLLM, and it runs what vLLM does not."""
+
+import asyncio
+import itertools
+import multiprocessing
+import time
+from collections.abc import AsyncIterator
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from typing import Any, ClassVar, Final
+
+import psutil
+
+from chancellor import progress
+from chancellor.catalog import ModelSpec
+from chancellor.checkpoints.inspect import read_json
+from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest
+from chancellor.engines.hardware import default_dtype, gpu_count
+from chancellor.engines.host import in_thread
+from chancellor.engines.logs import LOG_VARIABLE, log_file
+from chancellor.engines.prompt import RAW_STOP, render
+from chancellor.engines.spawn import OWN_PROCESS, engine_spawning, environment, starting
+from chancellor.errors import (
+    ChancellorError,
+    EngineDiedError,
+    EngineStartError,
+    GenerationError,
+    MissingDependencyError,
+    PromptTooLongError,
+)
+from chancellor.quantization.prepare import Prepared, prepare
+
+__all__ = ["TransformersEngine"]
+
+_END_S: Final = 10.0
+_BATCH: Final = 64
+
+
+class TransformersEngine(Engine):
+    """One model in transformers: requests that wait together are one batch, which runs to its end."""
+
+    kind: ClassVar[str] = "transformers"
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self._prepared: Prepared | None = None
+        self._process: SpawnProcess | None = None
+        self._connection: Connection | None = None
+        self._tokenizer: Any = None
+        self._limit = 0
+        self._inboxes: dict[str, asyncio.Queue[Any]] = {}
+        self._numbers = itertools.count()
+        self._peak = 0
+        self._produced = 0
+        self._interrupted = False
+
+    @property
+    def quantization(self) -> str | None:
+        return self._prepared.scheme if self._prepared else self.spec.scheme
+
+    async def start(self) -> None:
+        await in_thread(self._start)
+        loop = asyncio.get_running_loop()
+        if self._connection is not None:
+            loop.add_reader(self._connection.fileno(), self._receive)
+
+    def interrupt(self) -> None:
+        self._interrupted = True
+        if self._process is not None and self._connection is None:
+            self._process.kill()
+
+    def _start(self) -> None:
+        try:
+            with starting:
+                self._load()
+        except ChancellorError:
+            raise
+        except Exception as error:
+            raise EngineStartError(
+                f"transformers did not start {self.spec.name!r}: {error}", hint=f"Its log says more: {log_file()}"
+            ) from error
+
+    def _load(self) -> None:
+        try:
+            from transformers import AutoTokenizer
+
+            from chancellor.engines.transformers_worker import WorkerOptions, work
+        except ImportError as error:
+            raise MissingDependencyError.of(error.name) from error
+        options = self.spec.engine
+        dtype = options.dtype or default_dtype()
+        self._prepared = prepared = prepare(self.spec, dtype)
+        config = read_json(prepared.folder / "config.json")
+        config = config.get("text_config", config)
+        self._limit = min(options.max_model_len, int(config.get("max_position_embeddings") or options.max_model_len))
+        self._tokenizer = AutoTokenizer.from_pretrained(prepared.folder)
+        progress.report("start", self.spec.name, "transformers: loading the weights")
+        threads = len(psutil.Process().cpu_affinity()) if gpu_count() == 0 else 4
+        ours, theirs = multiprocessing.get_context("spawn").Pipe()
+        worker_options = WorkerOptions(
+            prepared.folder,
+            prepared.dtype if options.dtype is None and prepared.dtype else dtype,
+            prepared.random_weights,
+            self.spec.trust_remote_code,
+            options.max_num_seqs or _BATCH,
+            threads,
+        )
+        with environment({LOG_VARIABLE: str(log_file()), "TOKENIZERS_PARALLELISM": "false"}), engine_spawning():
+            self._process = multiprocessing.get_context("spawn").Process(
+                target=work, args=(theirs, worker_options), name=f"{OWN_PROCESS}-{self.spec.name}", daemon=True
+            )
+            self._process.start()
+        theirs.close()
+        if self._interrupted:
+            self._process.kill()
+        try:
+            ours.recv()  # "ready"
+        except EOFError:
+            self._process.join(_END_S)
+            raise EngineStartError(
+                f"transformers ended while it loaded {self.spec.name!r} (exit code {self._process.exitcode}).",
+                hint=f"The cause is in its log: {log_file()}",
+            ) from None
+        self._connection = ours
+
+    def _receive(self) -> None:
+        """Hand what the process sends to whoever waits for it."""
+        connection = self._connection
+        try:
+            while connection is not None and connection.poll():
+                kind, identity, *rest = connection.recv()
+                if (inbox := self._inboxes.get(identity)) is not None:
+                    inbox.put_nowait((kind, rest))
+        except (EOFError, OSError):
+            self._lost()
+
+    def _lost(self) -> None:
+        if self._connection is not None:
+            asyncio.get_running_loop().remove_reader(self._connection.fileno())
+            self._connection.close()
+            self._connection = None
+        for inbox in self._inboxes.values():
+            inbox.put_nowait(("lost", []))
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+        from chancellor.engines.transformers_worker import Question
+
+        if request.logprobs is not None:
+            raise GenerationError("The transformers engine gives no log probabilities.", hint="Use vLLM for them.")
+        sent = time.perf_counter()
+        prompt = render(self._tokenizer, request.messages)
+        room = self._limit - len(prompt.token_ids)
+        if room < 1:
+            raise PromptTooLongError(
+                f"The prompt has {len(prompt.token_ids):,} tokens; {self.spec.name!r} takes {self._limit:,} with the "
+                "answer."
+            )
+        identity = str(next(self._numbers))
+        question = Question(
+            identity,
+            prompt.token_ids,
+            min(request.max_tokens, room),
+            request.temperature,
+            request.top_p,
+            request.seed,
+            request.stop or (() if prompt.templated else RAW_STOP),
+            request.ignore_eos,
+            request.stream,
+            sent,
+        )
+        inbox: asyncio.Queue[Any] = asyncio.Queue()
+        self._inboxes[identity] = inbox
+        self._peak = max(self._peak, len(self._inboxes))
+        finished = False
+        try:
+            self._send(("ask", question))
+            while not finished:
+                kind, rest = await inbox.get()
+                finished = kind != "piece"
+                yield self._delta(kind, rest, question)
+        finally:
+            del self._inboxes[identity]
+            if not finished and self._connection is not None:
+                self._send(("abort", identity))
+
+    def _delta(self, kind: str, rest: list[Any], question: "Any") -> Delta:
+        if kind == "piece":
+            self._produced += len(rest[0])
+            return Delta(rest[1], tuple(rest[0]))
+        if kind == "failed":
+            raise GenerationError(
+                f"transformers could not answer with {self.spec.name!r}: {rest[0]}",
+                hint=f"Its log says more: {log_file()}",
+            )
+        if kind == "lost":
+            raise EngineDiedError(
+                f"The engine of {self.spec.name!r} ended while it answered.",
+                hint=f"Ask again: a new engine starts. The cause is in {log_file()}",
+            )
+        fields = dict(rest[0])
+        token_ids = tuple(fields.pop("token_ids"))
+        self._produced += len(token_ids)
+        return Delta(
+            token_ids=token_ids,
+            input_tokens=len(question.token_ids),
+            engine=self.kind,
+            quantization=self.quantization,
+            **fields,
+        )
+
+    def _send(self, message: Any) -> None:
+        if self._connection is None:
+            raise EngineDiedError(f"The engine of {self.spec.name!r} is not running.")
+        try:
+            self._connection.send(message)
+        except OSError as error:
+            raise EngineDiedError(f"The engine of {self.spec.name!r} is gone.") from error
+
+    def healthy(self) -> bool:
+        return self._connection is not None and self._process is not None and self._process.is_alive()
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            running=len(self._inboxes),
+            waiting=None,
+            kv_cache_usage=None,
+            peak_running=self._peak,
+            output_tokens=self._produced,
+        )
+
+    def tokenizer(self) -> Any | None:
+        return self._tokenizer
+
+    def process_ids(self) -> list[int]:
+        return [] if self._process is None or self._process.pid is None else [self._process.pid]
+
+    async def close(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        self._lost()
+        await in_thread(lambda: _end(process))
+
+
+def _end(process: SpawnProcess) -> None:
+    """The closed pipe ends it, unless it is in the middle of a batch."""
+    process.join(1.0)
+    if process.is_alive():
+        process.terminate()
+        process.join(_END_S)
+    if process.is_alive():
+        process.kill()
+        process.join()

@@ -1,0 +1,229 @@
+"""The process that a TransformersEngine runs: static batches through `model.generate`.
+
+It speaks over one pipe. In come `("ask", question)` and `("abort", id)`; out go `("ready", {})`,
+`("piece", id, token ids, text)`, `("done", id, fields)` and `("failed", id, message)`.
+"""
+
+import os
+import threading
+import time
+from collections import deque
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria
+
+__all__ = ["Question", "WorkerOptions", "work"]
+
+_GATHER_S: Final = 0.01
+"""Requests that arrive this shortly after one another make one batch."""
+
+
+class WorkerOptions(NamedTuple):
+    """What the process needs to know."""
+
+    folder: Path
+    dtype: str
+    random_weights: bool
+    trust_remote_code: bool
+    max_batch: int
+    threads: int
+
+
+class Question(NamedTuple):
+    """One request, rendered."""
+
+    id: str
+    token_ids: list[int]
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int | None
+    stop: tuple[str, ...]
+    ignore_eos: bool
+    stream: bool
+    sent: float
+
+
+def work(connection: Connection, options: WorkerOptions) -> None:
+    """Load the model and answer until the pipe is at its end."""
+    worker = _Worker(connection, options)
+    connection.send(("ready", {}))
+    threading.Thread(target=worker.read, name="reader", daemon=True).start()
+    while True:
+        batch = worker.gather()
+        try:
+            worker.answer(batch)
+        except Exception as error:  # noqa: BLE001 - reported to whoever asked; the process goes on
+            for question in batch:
+                connection.send(("failed", question.id, f"{type(error).__name__}: {error}"))
+
+
+class _Worker:
+    def __init__(self, connection: Connection, options: WorkerOptions) -> None:
+        torch.set_num_threads(options.threads)
+        self.connection, self.options = connection, options
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(options.folder)
+        dtype = getattr(torch, options.dtype)
+        if options.random_weights:
+            config = AutoConfig.from_pretrained(options.folder, trust_remote_code=options.trust_remote_code)
+            with torch.device(self.device):
+                self.model: Any = AutoModelForCausalLM.from_config(
+                    config, dtype=dtype, trust_remote_code=options.trust_remote_code
+                )
+        else:
+            self.model = AutoModelForCausalLM.from_pretrained(
+                options.folder, dtype=dtype, trust_remote_code=options.trust_remote_code
+            ).to(self.device)
+        self.model.eval()
+        eos = self.model.generation_config.eos_token_id
+        if eos is None:
+            eos = self.tokenizer.eos_token_id
+        self.eos = torch.tensor([] if eos is None else eos, device=self.device).flatten()
+        self.pad = int(self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0)
+        self.waiting: deque[Question] = deque()
+        self.arrived = threading.Condition()
+        self.aborted: set[str] = set()
+
+    def read(self) -> None:
+        """Take in what the parent sends."""
+        while True:
+            try:
+                kind, what = self.connection.recv()
+            except (EOFError, OSError):
+                os._exit(0)  # closed by the parent, or the parent is gone: nobody waits for a batch under way
+            with self.arrived:
+                if kind == "abort":
+                    self.aborted.add(what)
+                else:
+                    self.waiting.append(what)
+                self.arrived.notify()
+
+    def gather(self) -> list[Question]:
+        """Return the next batch, of requests with the same sampling."""
+        with self.arrived:
+            self.arrived.wait_for(lambda: self.waiting)
+            seen = -1
+            while seen < len(self.waiting) < self.options.max_batch:
+                seen = len(self.waiting)
+                self.arrived.wait(_GATHER_S)
+            first, others = self.waiting[0], deque[Question]()
+            batch: list[Question] = []
+            while self.waiting:
+                question = self.waiting.popleft()
+                alike = question[3:6] == first[3:6] or (question.temperature == 0 == first.temperature)
+                fits = alike and len(batch) < self.options.max_batch
+                (batch if fits else others).append(question)
+            self.waiting = others
+            return batch
+
+    def answer(self, batch: list[Question]) -> None:
+        """Run one batch to its end."""
+        first, longest = batch[0], max(len(question.token_ids) for question in batch)
+        ids = [[self.pad] * (longest - len(question.token_ids)) + question.token_ids for question in batch]
+        mask = [[0] * (longest - len(question.token_ids)) + [1] * len(question.token_ids) for question in batch]
+        config = GenerationConfig(
+            max_new_tokens=max(question.max_tokens for question in batch),
+            do_sample=first.temperature > 0,
+            temperature=first.temperature if first.temperature > 0 else None,
+            top_p=first.top_p if first.temperature > 0 else None,
+            top_k=0 if first.temperature > 0 else None,
+            pad_token_id=self.pad,
+            eos_token_id=None,
+            use_cache=True,
+        )
+        if first.seed is not None:
+            torch.manual_seed(first.seed)
+        steps = _Steps(self, batch, longest, time.perf_counter())
+        with torch.inference_mode():
+            self.model.generate(
+                torch.tensor(ids, device=self.device),
+                attention_mask=torch.tensor(mask, device=self.device),
+                generation_config=config,
+                stopping_criteria=[steps],
+            )
+        steps.finish()
+
+
+class _Steps(StoppingCriteria):  # type: ignore[misc]
+    """Called after each step of a batch: passes pieces on, and says which rows are done."""
+
+    def __init__(self, worker: _Worker, batch: list[Question], prompt: int, began: float) -> None:
+        self.worker, self.batch, self.prompt, self.began = worker, batch, prompt, began
+        self.tokens: list[list[int]] = [[] for _ in batch]
+        self.sent = [""] * len(batch)
+        self.reason: list[str | None] = [None] * len(batch)
+        self.first = 0.0
+        self.eos = set(worker.eos.tolist())
+        # Text is needed at each step only where it is streamed or searched.
+        self.reading = [question.stream or bool(question.stop) for question in batch]
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # noqa: ARG002 - transformers' signature
+        newest = input_ids[:, -1].tolist()
+        if not self.first:
+            self.first = time.perf_counter()
+        for row, (question, token) in enumerate(zip(self.batch, newest, strict=True)):
+            if self.reason[row] is None:
+                self._step(row, question, token)
+        return torch.tensor([reason is not None for reason in self.reason], device=input_ids.device)
+
+    def _step(self, row: int, question: Question, token: int) -> None:
+        self.tokens[row].append(token)
+        if question.id in self.worker.aborted:
+            self.reason[row] = "abort"
+        elif token in self.eos and not question.ignore_eos:
+            self.reason[row] = "stop"
+        elif len(self.tokens[row]) >= question.max_tokens:
+            self.reason[row] = "length"
+        if not self.reading[row] and self.reason[row] is None:
+            return
+        text = self._text(row)
+        cut = min((at for stop in question.stop if (at := text.find(stop)) >= 0), default=-1)
+        if cut >= 0:
+            text, self.reason[row] = text[:cut], "stop"
+        if self.reason[row] is not None:
+            self._done(row, question, text)
+        elif question.stream:
+            self._piece(row, question, text)
+
+    def _text(self, row: int) -> str:
+        text: str = self.worker.tokenizer.decode(self.tokens[row], skip_special_tokens=True)
+        return text
+
+    def _piece(self, row: int, question: Question, text: str) -> None:
+        # Bytes of an unfinished character, and what may be the start of a stop text, wait for the next step.
+        held = max((_overlap(text, stop) for stop in question.stop), default=0)
+        ready = text[: len(text) - held].rstrip("\ufffd")
+        new = ready[len(self.sent[row]) :]
+        self.sent[row] += new
+        self.worker.connection.send(("piece", question.id, [self.tokens[row][-1]], new))
+
+    def _done(self, row: int, question: Question, text: str) -> None:
+        now = time.perf_counter()
+        fields = {
+            "text": text[len(self.sent[row]) :],
+            "token_ids": self.tokens[row][-1:] if question.stream else self.tokens[row],
+            "finish_reason": self.reason[row],
+            "output_tokens": len(self.tokens[row]),
+            # One clock for all processes of a machine, on Linux.
+            "queue_time_s": self.began - question.sent,
+            "time_to_first_token_s": self.first - question.sent,
+            "inference_time_s": now - question.sent,
+        }
+        self.worker.aborted.discard(question.id)
+        self.worker.connection.send(("done", question.id, fields))
+
+    def finish(self) -> None:
+        """Close what generate() ended of itself, at the model's own longest length."""
+        for row, question in enumerate(self.batch):
+            if self.reason[row] is None:
+                self.reason[row] = "length"
+                self._done(row, question, self._text(row))
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return how many characters at the end of `text` may be the beginning of `stop`."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
