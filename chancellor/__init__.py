@@ -11,6 +11,7 @@ from chancellor.errors import __all__ as _errors
 
 if TYPE_CHECKING:
     from chancellor.answer import Answer, ask
+    from chancellor.bench.monitor import PerformanceMonitor
     from chancellor.catalog import Catalog, EngineOptions, ModelSpec
     from chancellor.chat_model import ChatModels, ChatVLLM
     from chancellor.context import Context
@@ -27,6 +28,7 @@ _HOME = {
     "Context": "chancellor.context",
     "EngineOptions": "chancellor.catalog",
     "ModelSpec": "chancellor.catalog",
+    "PerformanceMonitor": "chancellor.bench.monitor",
     "Pillars": "chancellor.trinity",
     "State": "chancellor.state",
     "ask": "chancellor.answer",
@@ -42,6 +44,7 @@ __all__ = [
     "Context",
     "EngineOptions",
     "ModelSpec",
+    "PerformanceMonitor",
     "Pillars",
     "State",
     "ask",

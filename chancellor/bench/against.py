@@ -3,7 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from langchain_core.language_models import BaseChatModel
+
 from chancellor.bench.targets.base import Target
+from chancellor.bench.targets.langchain import ChatModelTarget, CompiledGraphTarget
 from chancellor.bench.targets.local import LAYERS, Layer, LocalTarget, local_target
 from chancellor.bench.targets.remote import RemoteTarget
 from chancellor.catalog import Catalog, ModelSpec
@@ -25,12 +28,12 @@ _MEMORY: Final = 0.8
 
 
 def make_targets(
-    subject: str, against: Sequence[str], *, catalog: Catalog, model: str | None, pool: EnginePool
+    subject: Any, against: Sequence[str], *, catalog: Catalog, model: str | None, pool: EnginePool
 ) -> list[Target]:
     """Return the subject's target, then those to compare it with, none of them started.
 
     Args:
-        subject: "graph", "chat", "engine", "raw", or the URL of a server.
+        subject: "graph", "chat", "engine", "raw", the URL of a server, a chat model, a compiled graph, or a target.
         against: names of `AGAINST`, models of the catalog, or URLs.
         catalog: where `model` and models in `against` are looked up.
         model: the model to measure; None takes the catalog's first that may be chosen, or the server's own first.
@@ -41,10 +44,14 @@ def make_targets(
         UnknownModelError: the catalog has no such model.
         BenchmarkError: a comparison makes no sense for this subject, or two have the same name.
     """
-    if _is_url(subject):
+    first: Target
+    layer: Layer
+    if not isinstance(subject, str):
+        spec = catalog[model] if model is not None else None
+        first, layer = _ready_made(subject), "graph"
+    elif _is_url(subject):
         spec = catalog.get(model) if model is not None else None
-        first: Target = RemoteTarget(subject, model=model, tokenizer=_tokenizer(spec))
-        layer: Layer = "graph"
+        first, layer = RemoteTarget(subject, model=model, tokenizer=_tokenizer(spec)), "graph"
     elif subject in LAYERS:
         spec = catalog[model] if model is not None else catalog.eligible()[0]
         layer = subject  # type: ignore[assignment]
@@ -59,6 +66,19 @@ def make_targets(
             hint="Give each comparison once, and not the target.",
         )
     return _sharing_memory(targets)
+
+
+def _ready_made(subject: Any) -> Target:
+    if isinstance(subject, Target):
+        return subject
+    if isinstance(subject, BaseChatModel):
+        return ChatModelTarget(subject)
+    if hasattr(subject, "astream") and hasattr(subject, "nodes"):
+        return CompiledGraphTarget(subject)
+    raise BenchmarkError(
+        f"A {type(subject).__name__} cannot be measured.",
+        hint="Give a name, a URL, a chat model, a compiled graph (builder.compile()), or a Target.",
+    )
 
 
 def _other(name: str, layer: Layer, spec: ModelSpec | None, catalog: Catalog, pool: EnginePool) -> Target:

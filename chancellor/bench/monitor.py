@@ -5,8 +5,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+from chancellor.bench.against import make_targets
 from chancellor.bench.load import Load
 from chancellor.bench.machine import Machine
 from chancellor.bench.measure import Measurement, measure
@@ -14,7 +16,14 @@ from chancellor.bench.objectives import Objectives
 from chancellor.bench.report import Report, Sample, Segment
 from chancellor.bench.summary import compare_runs, sum_up
 from chancellor.bench.targets.base import Target
+from chancellor.bench.workload import Questions, Synthetic, Workload
+from chancellor.catalog import Catalog
+from chancellor.engines import EnginePool, default_pool
 from chancellor.errors import BenchmarkError, ChancellorError, EngineStartError
+
+if TYPE_CHECKING:
+    from langchain_core.language_models import BaseChatModel
+    from langgraph.graph.state import CompiledStateGraph
 
 __all__ = ["Event", "PerformanceMonitor"]
 
@@ -90,6 +99,50 @@ class PerformanceMonitor:
         self._failures: dict[str, str] = {}
         self._measured: dict[tuple[str, str], tuple[list[Segment], list[Sample]]] = {}
         self._state: Literal["complete", "interrupted", "failed"] = "interrupted"
+
+    @classmethod
+    def of(
+        cls,
+        subject: "str | Target | BaseChatModel | CompiledStateGraph[Any, Any, Any, Any]" = "graph",
+        *,
+        model: str | None = None,
+        catalog: Catalog | str | Path | None = None,
+        against: Sequence[str] = (),
+        workload: Workload | str | Sequence[str] | None = None,
+        concurrency: Sequence[int] = (1, 8),
+        rates: Sequence[float] = (),
+        requests: int | None = None,
+        pool: EnginePool | None = None,
+        **options: Any,
+    ) -> Self:
+        """Prepare a benchmark from names.
+
+        Args:
+            subject: "graph", "chat", "engine", "raw", a server's URL, a chat model, a compiled graph, or a target.
+            model: model of the catalog; None takes the first that may be chosen.
+            catalog: the models, or the path of a catalog file; None finds one as the command line does.
+            against: what to compare with: raw, unquantised, stock, transformers, a model, or a URL.
+            workload: a workload, or questions; None is random prompts of 128 tokens and answers of 64.
+            concurrency: numbers of requests in flight, one after the other (closed loop).
+            rates: mean requests a second (open loop).
+            requests: of each segment.
+            pool: where the engines run; None is the process's own.
+            **options: those of the constructor.
+
+        Raises:
+            ChancellorError: a name, a number, or the catalog is wrong.
+
+        Example:
+            >>> PerformanceMonitor.of("graph", against=["raw"], concurrency=[1, 8]).run().ratios
+        """
+        asked = workload if isinstance(workload, Workload) else _workload(workload)
+        loads = [
+            *(Load(asked, concurrency=number, requests=requests) for number in concurrency),
+            *(Load(asked, rate=rate, requests=requests) for rate in rates),
+        ]
+        models = catalog if isinstance(catalog, Catalog) else Catalog.load(catalog)
+        targets = make_targets(subject, against, catalog=models, model=model, pool=pool or default_pool())
+        return cls(targets, loads, **options)
 
     def run(self) -> Report:
         """Measure. An interrupt is passed on; `report` has what was measured until then.
@@ -218,3 +271,9 @@ class PerformanceMonitor:
     def _tell(self, event: Event) -> None:
         if self._on_event is not None:
             self._on_event(event)
+
+
+def _workload(questions: str | Sequence[str] | None) -> Workload:
+    if questions is None:
+        return Synthetic()
+    return Questions([questions] if isinstance(questions, str) else questions)

@@ -45,7 +45,8 @@ class Scheme:
             raise MissingDependencyError.of("torchao") from error
         build: Any = getattr(quantization, self.torchao_type)
         # TorchAO would turn on inductor's autotuning for the whole process: minutes of compile at engine start.
-        config: AOBaseConfig = build(set_inductor_config=False)
+        # And 0.17 would take version 1 by default, whose tensors cannot be saved as safetensors.
+        config: AOBaseConfig = build(set_inductor_config=False, version=2)
         return config
 
     def quantize(self, weight: "torch.Tensor") -> "torch.Tensor":

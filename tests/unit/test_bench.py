@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage
 
-from chancellor import Catalog, errors
+from chancellor import Catalog, ChatModels, create_chancellor, errors
 from chancellor.bench import AgentTurns, Event, Load, Objectives, PerformanceMonitor, Questions, Report, Synthetic
 from chancellor.bench.against import make_targets
 from chancellor.bench.load import closed_loop, open_loop
@@ -22,6 +24,7 @@ from chancellor.bench.targets.base import Ask, Reply, Stopwatch, Target
 from chancellor.bench.words import TextMaker
 from chancellor.bench.workload import Conversation
 from chancellor.engines import EnginePool
+from chancellor.nodes import generation_node
 from tests import fakes
 from tests.fakes import FakeEngine
 from tests.tiny import make_tokenizer
@@ -105,6 +108,21 @@ def test_the_graph_is_measured_beside_what_it_stands_on(pool: EnginePool) -> Non
         assert run.preemptions is None  # the fake does not tell
     assert [(ratio.subject, ratio.against) for ratio in report.ratios] == [("graph", "chat"), ("graph", "engine")]
     assert all(ratio.spread is not None and len(ratio.pairs) == 2 for ratio in report.ratios)
+
+
+def test_any_chat_model_and_any_graph_can_be_measured(pool: EnginePool, catalog: Catalog) -> None:
+    model = GenericFakeChatModel(messages=iter(AIMessage("three small words") for _ in range(100)))
+    report = PerformanceMonitor.of(model, catalog=catalog, workload=["?"], concurrency=[2], requests=4, blocks=1).run()
+    assert report.runs[0].requests == 4
+    assert report.runs[0].itl_s is not None
+    assert report.runs[0].tokens_per_s is None  # it does not say how many tokens they were
+    graph = create_chancellor(catalog, generate=generation_node(ChatModels(catalog, pool=pool))).compile(name="mine")
+    report = PerformanceMonitor.of(graph, catalog=catalog, workload=["?"], concurrency=[2], requests=4, blocks=1).run()
+    assert report.runs[0].name == "mine"
+    assert report.runs[0].tokens_per_s is not None
+    assert "select_model" in report.runs[0].detail
+    with pytest.raises(errors.BenchmarkError, match="cannot be measured"):
+        PerformanceMonitor.of(3, catalog=catalog)  # type: ignore[arg-type]
 
 
 def test_without_streaming_the_engines_own_clock_gives_the_first_token(pool: EnginePool) -> None:

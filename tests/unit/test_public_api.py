@@ -12,6 +12,7 @@ PUBLIC = {
     "Context",
     "EngineOptions",
     "ModelSpec",
+    "PerformanceMonitor",
     "Pillars",
     "State",
     "ask",

@@ -5,9 +5,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, Literal, TypeVar
 
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-
 from chancellor.bench.targets.base import Ask, Reply, Stopwatch, Target
+from chancellor.bench.targets.langchain import ask_chat_model, ask_graph
 from chancellor.catalog import Catalog, ModelSpec
 from chancellor.chat_model import ChatVLLM
 from chancellor.context import Context
@@ -129,15 +128,7 @@ class ChatTarget(LocalTarget):
             "seed": ask.seed,
             "ignore_eos": ask.ignore_eos,
         }
-        if not ask.stream:
-            return _reply(await self._model.ainvoke(ask.messages, **parameters))
-        whole: AIMessageChunk | None = None
-        text: list[str] = []
-        async for chunk in self._model.astream(ask.messages, **parameters):
-            stopwatch.piece()
-            text.append(str(chunk.text))
-            whole = chunk
-        return _reply(whole, "".join(text))
+        return await ask_chat_model(self._model, ask, stopwatch, parameters)
 
 
 class GraphTarget(LocalTarget):
@@ -161,17 +152,7 @@ class GraphTarget(LocalTarget):
     async def send(self, ask: Ask, stopwatch: Stopwatch) -> Reply:
         graph = self._graphs[ask.ignore_eos]
         context = Context(model=self.spec.name, max_tokens=ask.max_tokens, temperature=ask.temperature, seed=ask.seed)
-        if not ask.stream:
-            state = await graph.ainvoke({"messages": ask.messages}, context=context)
-            return _reply(state["messages"][-1])
-        last: BaseMessage | None = None
-        text: list[str] = []
-        stream = graph.astream({"messages": ask.messages}, context=context, stream_mode="messages")
-        async for chunk, _ in stream:
-            stopwatch.piece()
-            text.append(str(chunk.text))  # type: ignore[union-attr]
-            last = chunk  # type: ignore[assignment]
-        return _reply(last, "".join(text))
+        return await ask_graph(graph, ask, stopwatch, context)
 
 
 class RawTarget(LocalTarget):
@@ -232,18 +213,3 @@ def local_target(layer: Layer, name: str, spec: ModelSpec, pool: EnginePool) -> 
 def _alone(spec: ModelSpec) -> Catalog:
     """A catalog of one: what is measured is named, so its score does not matter."""
     return Catalog([spec], minimum_trinity_score=0.0)
-
-
-def _reply(message: Any, text: str | None = None) -> Reply:
-    if not isinstance(message, AIMessage):
-        raise BenchmarkError("The answer holds no message of the model.", hint="See the engine's log.")
-    usage: Mapping[str, Any] = message.usage_metadata or {}
-    noted = message.response_metadata
-    return Reply(
-        str(message.text) if text is None else text,
-        usage.get("input_tokens"),
-        usage.get("output_tokens"),
-        (usage.get("input_token_details") or {}).get("cache_read"),
-        noted.get("time_to_first_token_s"),
-        noted.get("queue_time_s"),
-    )

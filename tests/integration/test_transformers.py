@@ -1,0 +1,84 @@
+"""Plain transformers, in a process of its own: the same requests as to vLLM."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from chancellor import Catalog, ChatVLLM, ModelSpec, errors
+from chancellor.engines import EnginePool
+from tests.integration.conftest import PLAIN
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def spec(catalog: Catalog) -> ModelSpec:
+    spec = catalog[PLAIN]
+    return spec.model_copy(update={"name": "plain", "engine": spec.engine.model_copy(update={"kind": "transformers"})})
+
+
+@pytest.fixture(scope="module")
+def own_pool() -> Iterator[EnginePool]:
+    pool = EnginePool()
+    yield pool
+    pool.close()
+
+
+def test_it_answers_streams_and_stops(spec: ModelSpec, own_pool: EnginePool) -> None:
+
+    model = ChatVLLM(model="plain", catalog=Catalog([spec]), pool=own_pool, temperature=0, max_tokens=24)
+    whole = model.invoke("What is 2+2?")
+    assert "4" in whole.text
+    assert whole.response_metadata["engine"] == "transformers"
+    assert whole.usage_metadata is not None
+    assert whole.usage_metadata["input_tokens"] == 37
+    chunks = list(model.stream("What is 2+2?"))
+    assert len(chunks) > 3
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+    word = whole.text.split()[3]
+    assert model.invoke("What is 2+2?", stop=[word]).text == whole.text[: whole.text.index(word)]
+    assert (
+        "".join(chunk.text for chunk in model.stream("What is 2+2?", stop=[word]))
+        == whole.text[: whole.text.index(word)]
+    )
+
+
+def test_a_batch_gives_what_single_questions_give(spec: ModelSpec, own_pool: EnginePool) -> None:
+
+    model = ChatVLLM(model="plain", catalog=Catalog([spec]), pool=own_pool, temperature=0, max_tokens=12)
+    questions = ["What is 2+2?", "Name a colour of the rainbow, please.", "Why is the sky blue?"]
+    alone = [model.invoke(question).text for question in questions]
+
+    async def together() -> list[str]:
+        return [answer.text for answer in await asyncio.gather(*(model.ainvoke(one) for one in questions))]
+
+    assert asyncio.run(together()) == alone
+
+
+def test_a_request_that_is_left_ends(spec: ModelSpec, own_pool: EnginePool) -> None:
+
+    model = ChatVLLM(model="plain", catalog=Catalog([spec]), pool=own_pool, max_tokens=3000, ignore_eos=True)
+    for chunk in model.stream("Tell me an endless story."):
+        if chunk.text:
+            break
+    began = time.monotonic()
+    assert model.invoke("hi", max_tokens=2, temperature=0).text
+    assert time.monotonic() - began < 60  # 3,000 tokens would take minutes
+
+
+def test_a_killed_process_is_an_error_and_the_next_request_starts_another(
+    spec: ModelSpec, own_pool: EnginePool
+) -> None:
+
+    model = ChatVLLM(model="plain", catalog=Catalog([spec]), pool=own_pool, max_tokens=500, ignore_eos=True)
+    engine = asyncio.run(own_pool.aengine(spec))
+    stream = model.stream("Tell me an endless story.")
+    for _ in range(3):
+        next(stream)
+    psutil.Process(engine.process_ids()[0]).kill()
+    with pytest.raises(errors.EngineDiedError):
+        list(stream)
+    assert model.invoke("hi", max_tokens=2).text is not None
