@@ -173,11 +173,14 @@ def _panels(report: Report) -> Iterator[_Panel]:
 
 def _canvas(title: str, note: str, height: float = 3.7) -> tuple["Figure", "Axes"]:
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(5.6, height), layout="constrained", facecolor="white")
+    # The plot begins below the title and the note, which both start at the left edge.
+    layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - 38 / 72 / height))
+    figure = Figure(figsize=(5.6, height), layout=layout, facecolor="white")
     axes = figure.add_subplot()
-    figure.suptitle(title, x=0.01, horizontalalignment="left", fontsize=11, fontweight="bold")
-    axes.set_title(note, loc="left", fontsize=8.5, color=_GREY)
+    figure.suptitle(title, x=0.01, y=1 - 5 / 72 / height, horizontalalignment="left", fontsize=11, weight="bold")
+    figure.text(0.01, 1 - 21 / 72 / height, _short(note, 82), verticalalignment="top", fontsize=8.5, color=_GREY)
     return figure, axes
 
 
@@ -191,13 +194,16 @@ def _legend(figure: "Figure", looks: dict[str, tuple[str, str]], *more: tuple[st
     if len(entries) > 1:
         handles = [Line2D([], [], markersize=5, **look) for _, look in entries]
         labels = [_short(name) for name, _ in entries]
-        columns = max(1, min(len(labels), 80 // (max(map(len, labels)) + 8)))
+        one_row = sum(len(label) + 7 for label in labels) <= 80
+        columns = len(labels) if one_row else max(1, min(len(labels), 80 // (max(map(len, labels)) + 7)))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)
 
 
 def _short(text: str, length: int = 36) -> str:
+    """Leave out the middle of what is too long: the load is at the end."""
     text = " ".join(text.split())
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+    half = length // 2
+    return text if len(text) <= length else f"{text[:half]}…{text[len(text) - half + 1 :]}"
 
 
 def _finite(value: float | None) -> TypeGuard[float]:
@@ -253,8 +259,8 @@ def _percentiles(panel: _Panel, field: str, title: str) -> "Figure | None":
     for share, name, xs, ys, _ in found:
         axes.plot(xs, [y * scale for y in ys], **{**panel.look(figure, axes, name), **_SHARES[share]})
     panel.scale(axes, [x for _, _, xs, *_ in found for x in xs])
-    _heights(axes, title.lower(), unit, [y for _, _, _, ys, _ in found for y in ys])
-    shares = [(share, {"color": _GREY, **look}) for share, look in _SHARES.items()]
+    _heights(axes, title.lower(), unit, [y * scale for _, _, _, ys, _ in found for y in ys])
+    shares = [(share, {"color": _GREY, "marker": "o", **look}) for share, look in _SHARES.items()]
     _legend(figure, {name: panel.looks[name] for name in panel.targets}, *shares)
     return figure
 
@@ -277,6 +283,7 @@ def _distribution(panel: _Panel) -> "Figure | None":
         axes.ecdf([latency * scale for latency in latencies], color=colour, marker=marker, markersize=4, markevery=0.15)
     axes.set_xlim(left=0)
     axes.set_xlabel(f"latency of a request ({unit})")
+    axes.set_ylim(0, 1.02)
     axes.set_ylabel("share of requests at most as slow")
     _legend(figure, {name: panel.looks[name] for name in found[load]})
     return figure
@@ -287,43 +294,52 @@ def _trade_off(panel: _Panel) -> "Figure | None":
         (name, [run.latency_s.p50 for run in runs if run.latency_s], ys, xs)
         for name, xs, ys, runs in panel.points(lambda run: run.tokens_per_s if run.latency_s else None)
     ]
-    if not found:
+    if sum(len(loads) for *_, loads in found) < 2:
         return None
     figure, axes = _canvas("Throughput against latency", f"{panel.workload}; the numbers: {panel.axis}")
     scale, unit = _in_unit(latency for _, latencies, *_ in found for latency in latencies)
+    right = max(latency * scale for _, latencies, *_ in found for latency in latencies)
+    top = max(y for _, _, tokens, _ in found for y in tokens)
+    told: list[tuple[float, float]] = []
     for name, latencies, tokens, loads in found:
         colour, marker = panel.looks[name]
         scaled = [latency * scale for latency in latencies]
         axes.plot(scaled, tokens, color=colour, marker=marker, markersize=5)
-        for place in zip(scaled, tokens, loads, strict=True):
-            axes.annotate(f"{place[2]:g}", place[:2], (5, -10), textcoords="offset points", fontsize=8, color=colour)
+        for x, y, load in zip(scaled, tokens, loads, strict=True):
+            if all(abs(x - other) > right / 30 or abs(y - height) > top / 20 for other, height in told):
+                axes.annotate(f"{load:g}", (x, y), (5, -10), textcoords="offset points", fontsize=8, color=colour)
+                told.append((x, y))
     axes.set_xlim(left=0)
     axes.set_xlabel(f"median latency of a request ({unit})")
-    _heights(axes, "output", "tokens/s", [0.0, *(y for _, _, tokens, _ in found for y in tokens)])
+    _heights(axes, "output", "tokens/s", [0.0, top])
     _legend(figure, {name: panel.looks[name] for name, *_ in found})
     return figure
 
 
 def _ratios(report: Report) -> "Figure | None":
-    rows = [row for row in report.ratios if all(map(_finite, (row.low, row.tokens_per_s_ratio, row.high)))]
-    if not rows:
+    ratios = [ratio for ratio in report.ratios if all(map(_finite, (ratio.low, ratio.tokens_per_s_ratio, ratio.high)))]
+    if not ratios:
         return None
-    subjects = ", ".join(dict.fromkeys(row.subject for row in rows))
+    loads = list(dict.fromkeys(ratio.load for ratio in ratios))
+    others = list(dict.fromkeys(ratio.against for ratio in ratios))
+    subjects = ", ".join(dict.fromkeys(ratio.subject for ratio in ratios))
     note = "median of the blocks' ratios; bar: lowest and highest; hollow: one block"
-    figure, axes = _canvas(f"Throughput of {_short(subjects)} over the others'", note, 1.6 + 0.3 * len(rows))
-    looks = _looks(report)
-    for place, row in enumerate(rows):
-        colour, marker = looks.get(row.against, _OTHER)
-        value = row.tokens_per_s_ratio
-        reach = ([max(0.0, value - row.low)], [max(0.0, row.high - value)])
-        fill = "white" if row.spread is None else colour
+    height = 1.5 + len(loads) * (0.2 + 0.12 * len(others))
+    figure, axes = _canvas(f"Throughput of {_short(subjects)} against the others", note, height)
+    looks = {name: _looks(report).get(name, _OTHER) for name in others}
+    for ratio in ratios:
+        colour, marker = looks[ratio.against]
+        value = ratio.tokens_per_s_ratio
+        place = loads.index(ratio.load) + (others.index(ratio.against) - (len(others) - 1) / 2) * 0.6 / len(others)
+        reach = ([max(0.0, value - ratio.low)], [max(0.0, ratio.high - value)])
+        fill = "white" if ratio.spread is None else colour
         axes.errorbar([value], [place], xerr=reach, color=colour, marker=marker, capsize=3, markerfacecolor=fill)
     axes.axvline(1.0, color=_GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    axes.set_yticks(range(len(rows)), [_short(row.load) for row in rows], fontsize=9)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(range(len(loads)), [_short(load) for load in loads], fontsize=9)
+    axes.set_ylim(len(loads) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("ratio of output tokens/s (above 1: faster)")
-    _legend(figure, {f"against {row.against}": looks.get(row.against, _OTHER) for row in rows})
+    _legend(figure, {f"against {name}": look for name, look in looks.items()})
     return figure
 
 

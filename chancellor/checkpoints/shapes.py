@@ -64,7 +64,7 @@ class Shape:
     @property
     def identity(self) -> str:
         """The name with a digest of all that the folder is made from."""
-        content = json.dumps([VOCABULARY_FORMAT, self.config], sort_keys=True)
+        content = json.dumps([VOCABULARY_FORMAT, self._written_config()], sort_keys=True)
         return f"{SHAPE}{self.name}#{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
     def parameters(self) -> int:
@@ -102,9 +102,7 @@ class Shape:
 
     def _write(self, folder: Path) -> None:
         text = self._text_config()
-        # From this version on, transformers does not take every large vocabulary for Mistral's, and warn of it.
-        config = {**self.config, "transformers_version": "5.0.0"}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (folder / "config.json").write_text(json.dumps(self._written_config(), indent=2) + "\n", encoding="utf-8")
         write_tokenizer(
             folder,
             text["vocab_size"],
@@ -112,6 +110,10 @@ class Shape:
             eos=_first(text.get("eos_token_id")),
             max_length=int(text.get("max_position_embeddings") or 2**20),
         )
+
+    def _written_config(self) -> dict[str, Any]:
+        # From this version on, transformers does not take every large vocabulary for Mistral's, and warn of it.
+        return {**self.config, "transformers_version": "5.0.0"}
 
     def _text_config(self) -> dict[str, Any]:
         text = self.config.get("text_config")

@@ -101,6 +101,7 @@ class TransformersEngine(Engine):
             prepared.folder,
             prepared.dtype if options.dtype is None and prepared.dtype else dtype,
             prepared.random_weights,
+            prepared.quantize_at_load,
             self.spec.trust_remote_code,
             options.max_num_seqs or _BATCH,
             threads,

@@ -15,6 +15,8 @@ from typing import Any, Final, NamedTuple
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria
 
+from chancellor.quantization.schemes import Scheme
+
 __all__ = ["Question", "WorkerOptions", "work"]
 
 _GATHER_S: Final = 0.01
@@ -27,6 +29,7 @@ class WorkerOptions(NamedTuple):
     folder: Path
     dtype: str
     random_weights: bool
+    quantize_at_load: str | None
     trust_remote_code: bool
     max_batch: int
     threads: int
@@ -79,6 +82,8 @@ class _Worker:
                 options.folder, dtype=dtype, trust_remote_code=options.trust_remote_code
             ).to(self.device)
         self.model.eval()
+        if options.quantize_at_load is not None:
+            Scheme.of(options.quantize_at_load).quantize_model(self.model)
         eos = self.model.generation_config.eos_token_id
         if eos is None:
             eos = self.tokenizer.eos_token_id

@@ -61,6 +61,17 @@ class Scheme:
         quantized: torch.Tensor = layers[0].weight.data
         return quantized
 
+    def quantize_model(self, model: "torch.nn.Module") -> None:
+        """Quantise the linear layers of a loaded model in place, but for its output layer."""
+        import torch
+        from torchao.quantization import quantize_
+
+        quantize_(
+            model,
+            self.config(),
+            filter_fn=lambda layer, name: isinstance(layer, torch.nn.Linear) and not name.endswith("lm_head"),
+        )
+
 
 SCHEMES: Final[dict[str, Scheme]] = {
     scheme.name: scheme

@@ -66,12 +66,8 @@ def quantize(
     destination = Path(destination).expanduser().resolve()
     if destination.exists():
         raise QuantizationError(f"{destination} exists already.", hint="Remove it, or choose another destination.")
-    checkpoint = fetch(source, revision)
-    if checkpoint.random_weights:
-        raise QuantizationError(
-            f"{source} has no weights that could be written.",
-            hint="Set scheme in a catalog entry instead: vLLM quantises its random weights while it loads.",
-        )
+    if (checkpoint := fetch(source, revision)).random_weights:
+        raise QuantizationError(f"{source} has no weights to write.", hint="Set scheme in a catalog entry instead.")
     write_checkpoint(
         checkpoint,
         destination,

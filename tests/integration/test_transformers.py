@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from chancellor import Catalog, ChatVLLM, ModelSpec, errors
+from chancellor import Catalog, ChatVLLM, EngineOptions, ModelSpec, errors
 from chancellor.engines import EnginePool
 from tests.integration.conftest import PLAIN
 
@@ -82,3 +82,13 @@ def test_a_killed_process_is_an_error_and_the_next_request_starts_another(
     with pytest.raises(errors.EngineDiedError):
         list(stream)
     assert model.invoke("hi", max_tokens=2).text is not None
+
+
+def test_a_shape_is_quantised_when_it_is_loaded(own_pool: EnginePool) -> None:
+    engine = EngineOptions(kind="transformers", dtype="float32")
+    spec = ModelSpec(name="nano-int8wo", source="shape:nano", trinity=96, scheme="int8wo", engine=engine)
+    model = ChatVLLM(model=spec.name, catalog=Catalog([spec]), pool=own_pool, max_tokens=5, ignore_eos=True)
+    answer = model.invoke("hi")
+    assert answer.response_metadata["quantization"] == "int8wo"
+    assert answer.usage_metadata is not None
+    assert answer.usage_metadata["output_tokens"] == 5

@@ -113,7 +113,6 @@ def make_ratio(subject: Run, other: Run) -> Comparison:
 def make_report(*runs: Run, **fields: Any) -> Report:
     values: dict[str, Any] = {
         "created_at": "2025-11-22T18:00:00+00:00",
-        "command": "chancellor bench --concurrency 1,8",
         "state": "complete",
         "machine": MACHINE,
         "settings": {"seed": "0", "blocks": 3, "engine": {"max_model_len": 2048, "extra": None}},
