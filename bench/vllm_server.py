@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -152,10 +153,12 @@ def main() -> None:
     parser.add_argument("--serve-only", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends as well
     spec = Catalog.load(options.config)[options.model]
     dtype = spec.engine.dtype or default_dtype()
     folder = prepare(spec, dtype).folder
     with contextlib.closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", options.port or 0))
         port = probe.getsockname()[1]
     with server(spec, folder, dtype, port) as url:

@@ -1,7 +1,8 @@
 """Benchmarks: the same work on several targets, measured request by request, and what comes of it."""
 
+from chancellor.bench.events import Event
 from chancellor.bench.load import Load
-from chancellor.bench.monitor import Event, PerformanceMonitor
+from chancellor.bench.monitor import PerformanceMonitor
 from chancellor.bench.objectives import Objectives
 from chancellor.bench.report import Report
 from chancellor.bench.targets.base import Target

@@ -169,8 +169,8 @@ def _warnings(old: Report, new: Report, pairs: list[tuple[Run, Run]]) -> Iterato
     chance = max((2 / math.comb(first + second, first) for first, second in few), default=0.0)
     if chance > _BY_CHANCE:
         yield (
-            f"With so few blocks, ranges of equal speeds miss each other in up to {chance:.0%} of cases by chance: "
-            "measure with --blocks 4 or more to be sure."
+            f"With so few blocks, ranges of equal speeds miss each other by chance in up to {chance * 100:.0f} % of "
+            "cases: measure with --blocks 4 or more to be sure."
         )
 
 

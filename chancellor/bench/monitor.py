@@ -3,12 +3,12 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from chancellor.bench.against import make_targets
+from chancellor.bench.events import Event
 from chancellor.bench.load import Load
 from chancellor.bench.machine import Machine
 from chancellor.bench.measure import Measurement, measure
@@ -25,21 +25,7 @@ if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
     from langgraph.graph.state import CompiledStateGraph
 
-__all__ = ["Event", "PerformanceMonitor"]
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that happened during a benchmark."""
-
-    kind: Literal["starting", "started", "failed", "segment", "sample", "measured"]
-    target: str
-    load: str = ""
-    block: int = 0
-    completed: int = 0
-    """Requests of this segment that are done."""
-    total: int = 0
-    message: str = ""
+__all__ = ["PerformanceMonitor"]
 
 
 class PerformanceMonitor:

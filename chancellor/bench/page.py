@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -90,13 +91,14 @@ def write(report: Report, path: Path) -> None:
         ReportError: it cannot be written.
     """
     page = render(report).encode("utf-8", errors="replace")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(page)
-        os.replace(partial, path)
+        unfinished.write_bytes(page)
+        os.replace(unfinished, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # it may be for the same reason that there is nothing to remove
+            unfinished.unlink()
         raise ReportError(f"The page {path} cannot be written: {error}.", hint="Name another place.") from error
 
 
@@ -119,8 +121,10 @@ def _verdict(ratio: Comparison) -> str:
         return "one block: noise unknown"
     if ratio.low <= 1.0 <= ratio.high:
         return "within noise"
+    if ratio.low > 1 and ratio.tokens_per_s_ratio >= 2:
+        return f"{ratio.tokens_per_s_ratio:.1f} times as fast"
     change = abs(ratio.tokens_per_s_ratio - 1)
-    return f"{change:.1%} {'faster' if ratio.low > 1 else 'slower'}"
+    return f"{change * 100:.1f} % {'faster' if ratio.low > 1 else 'slower'}"
 
 
 def _warnings(report: Report) -> Iterator[str]:
@@ -163,6 +167,8 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _flat(value, f"{prefix}{key}.")
         elif value is None:
             yield f"{prefix}{key}", _NOTHING
+        elif isinstance(value, list) and all(isinstance(item, str) for item in value):
+            yield f"{prefix}{key}", "; ".join(value)
         else:
             yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, default=str)
 

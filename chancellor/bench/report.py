@@ -1,6 +1,7 @@
 """What a benchmark leaves behind: the JSON file, as types."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -191,7 +192,8 @@ class Report(BaseModel):
             partial.write_text(self.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
             os.replace(partial, path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
             raise ReportError(f"The report {path} cannot be written: {error}.", hint="Name another place.") from error
 
     @classmethod
@@ -202,8 +204,14 @@ class Report(BaseModel):
             ReportError: it is missing, or no report.
         """
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            report = cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise ReportError(f"The report {path} cannot be read: {error}.") from error
         except ValidationError as error:
             raise ReportError(f"{path} is no report of this version: {explain(error)}.") from error
+        if report.schema_version != SCHEMA:
+            raise ReportError(
+                f"{path} has version {report.schema_version} of the format, and this is version {SCHEMA}.",
+                hint="Read it with the Chancellor that wrote it.",
+            )
+        return report

@@ -156,7 +156,8 @@ def bench(
     """Measure throughput, latency, memory and energy, alone or against something else."""
     if context.invoked_subcommand is not None:
         return
-    from chancellor.cli.bench import BenchOptions, run
+    from chancellor.cli.bench import run
+    from chancellor.cli.bench_options import BenchOptions
 
     run(
         BenchOptions(

@@ -58,6 +58,14 @@ class EnginePool:
         """Return the model's engine, started where needed. Its coroutines run on the host's loop only: see `arun`."""
         return await self._host.acall(self._get(spec))
 
+    async def aruns(self, spec: ModelSpec) -> bool:
+        """Return whether the model's engine runs already, or starts."""
+
+        async def look() -> bool:
+            return _key(spec) in self._engines
+
+        return await self._host.acall(look())
+
     async def arun(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop that the engines live on."""
         return await self._host.acall(work)

@@ -11,12 +11,12 @@ import psutil
 
 from chancellor import progress
 from chancellor.catalog import ModelSpec
-from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest, TokenLogprob
+from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest
 from chancellor.engines.hardware import default_dtype
 from chancellor.engines.host import in_thread
 from chancellor.engines.logs import log_file
 from chancellor.engines.phases import following
-from chancellor.engines.prompt import RAW_STOP, Prompt, render
+from chancellor.engines.prompt import render
 from chancellor.engines.spawn import engine_spawning, environment, starting
 from chancellor.engines.vllm_args import engine_args, process_environment
 from chancellor.engines.vllm_parts import (
@@ -27,6 +27,7 @@ from chancellor.engines.vllm_parts import (
     stat_logger,
     with_children,
 )
+from chancellor.engines.vllm_requests import delta_of, sampling_params
 from chancellor.errors import (
     ChancellorError,
     EngineDiedError,
@@ -37,7 +38,6 @@ from chancellor.errors import (
 from chancellor.quantization.prepare import Prepared, prepare
 
 if TYPE_CHECKING:
-    from vllm import RequestOutput, SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
 __all__ = ["VLLMEngine"]
@@ -163,7 +163,7 @@ class VLLMEngine(Engine):
         first: float | None = None
         produced = 0
         try:
-            sampling = _sampling_params(request, prompt)
+            sampling = sampling_params(request, prompt)
             outputs = llm.generate(tokens_input(prompt.token_ids), sampling, f"chancellor-{uuid.uuid4().hex}")
             async with aclosing(outputs):
                 async for output in outputs:
@@ -171,7 +171,7 @@ class VLLMEngine(Engine):
                     produced += len(output.outputs[0].token_ids)
                     if first is None and request.stream and produced:
                         first = now
-                    yield self._delta(output, produced, now, first)
+                    yield delta_of(output, self.spec.name, self.quantization, produced, now, first)
         except EngineDeadError as error:
             raise EngineDiedError(
                 f"The engine of {self.spec.name!r} ended while it answered.",
@@ -226,60 +226,7 @@ class VLLMEngine(Engine):
         llm.shutdown(timeout=SHUTDOWN_S)
         end(self._processes)
 
-    def _delta(self, output: "RequestOutput", produced: int, now: float, first: float | None) -> Delta:
-        piece = output.outputs[0]
-        logprobs = tuple(
-            TokenLogprob(
-                token_id=token_id,
-                token=step[token_id].decoded_token or "",
-                logprob=step[token_id].logprob,
-                top={candidate: entry.logprob for candidate, entry in step.items()},
-            )
-            for token_id, step in zip(piece.token_ids, piece.logprobs or (), strict=False)
-        )
-        if not output.finished:
-            return Delta(piece.text, tuple(piece.token_ids), logprobs)
-        if piece.finish_reason == "abort":  # not by us, who close the generator: by an engine that shuts down
-            raise EngineDiedError(f"The engine of {self.spec.name!r} was shut down while it answered.")
-        if piece.finish_reason == "error":
-            raise GenerationError("vLLM gave up on this request.", hint=f"Its log says why: {log_file()}")
-        if first is None and output.metrics is not None and output.metrics.first_token_latency > 0:
-            first = output.metrics.first_token_latency  # nobody streamed, so vLLM's own clock has it
-        queued = None
-        if output.metrics is not None and output.metrics.scheduled_ts and output.metrics.queued_ts:
-            queued = output.metrics.scheduled_ts - output.metrics.queued_ts
-        return Delta(
-            text=piece.text,
-            token_ids=tuple(piece.token_ids),
-            logprobs=logprobs,
-            finish_reason=piece.finish_reason or "stop",
-            input_tokens=len(output.prompt_token_ids or ()),
-            output_tokens=produced,
-            cached_tokens=output.num_cached_tokens,
-            inference_time_s=now,
-            time_to_first_token_s=first,
-            queue_time_s=queued,
-            engine=self.kind,
-            quantization=self.quantization,
-        )
-
     def _running(self) -> "AsyncLLM":
         if self._llm is None or self._exited:
             raise EngineDiedError(f"The engine of {self.spec.name!r} is not running.")
         return self._llm
-
-
-def _sampling_params(request: GenerationRequest, prompt: Prompt) -> "SamplingParams":
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        max_tokens=request.max_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        seed=request.seed,
-        stop=list(request.stop or (() if prompt.templated else RAW_STOP)),
-        logprobs=request.logprobs,
-        ignore_eos=request.ignore_eos,
-        output_kind=RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY,
-    )

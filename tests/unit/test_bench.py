@@ -125,6 +125,14 @@ def test_any_chat_model_and_any_graph_can_be_measured(pool: EnginePool, catalog:
         PerformanceMonitor.of(3, catalog=catalog)  # type: ignore[arg-type]
 
 
+def test_an_engine_that_was_running_keeps_running(pool: EnginePool, catalog: Catalog) -> None:
+    pool.start(catalog["light"])
+    monitor(pool, "engine", blocks=1).run()
+    assert FakeEngine.closed == []
+    monitor(pool, "engine", "unquantised", blocks=1).run()
+    assert FakeEngine.closed == ["light-unquantised"]
+
+
 def test_without_streaming_the_engines_own_clock_gives_the_first_token(pool: EnginePool) -> None:
     report = monitor(pool, "graph", stream=False, blocks=1).run()
     assert report.runs[0].itl_s is None

@@ -31,6 +31,7 @@ class LocalTarget(Target):
         self.name = name
         self.pool = pool
         self._engine: Engine | None = None
+        self._mine = False
         self._use(spec)
 
     @property
@@ -59,6 +60,7 @@ class LocalTarget(Target):
         self.spec = spec
 
     async def start(self) -> None:
+        self._mine = not await self.pool.aruns(self.spec)
         self._engine = await self.pool.aengine(self.spec)
 
     async def tokenizer(self) -> Any | None:
@@ -79,7 +81,8 @@ class LocalTarget(Target):
 
     async def close(self) -> None:
         self._engine = None
-        await self.pool.astop(self.spec)
+        if self._mine:  # else it was there before, for somebody else
+            await self.pool.astop(self.spec)
 
 
 class EngineTarget(LocalTarget):

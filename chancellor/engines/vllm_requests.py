@@ -1,0 +1,84 @@
+"""From our requests to vLLM's, and from its outputs to our deltas."""
+
+from typing import TYPE_CHECKING
+
+from chancellor.engines.base import Delta, GenerationRequest, TokenLogprob
+from chancellor.engines.logs import log_file
+from chancellor.engines.prompt import RAW_STOP, Prompt
+from chancellor.errors import EngineDiedError, GenerationError
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams
+
+__all__ = ["delta_of", "sampling_params"]
+
+
+def sampling_params(request: GenerationRequest, prompt: Prompt) -> "SamplingParams":
+    """Return vLLM's parameters for the request."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        seed=request.seed,
+        stop=list(request.stop or (() if prompt.templated else RAW_STOP)),
+        logprobs=request.logprobs,
+        ignore_eos=request.ignore_eos,
+        output_kind=RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def delta_of(
+    output: "RequestOutput", model: str, quantization: str | None, produced: int, now: float, first: float | None
+) -> Delta:
+    """Return what a step of a request has brought.
+
+    Args:
+        output: from vLLM.
+        model: name of the model, for errors.
+        quantization: scheme of its weights.
+        produced: tokens of the answer so far.
+        now: seconds since the request was handed over.
+        first: seconds until its first token, if it was streamed and has come.
+
+    Raises:
+        EngineDiedError: the engine was shut down.
+        GenerationError: vLLM gave up on the request.
+    """
+    piece = output.outputs[0]
+    logprobs = tuple(
+        TokenLogprob(
+            token_id=token_id,
+            token=step[token_id].decoded_token or "",
+            logprob=step[token_id].logprob,
+            top={candidate: entry.logprob for candidate, entry in step.items()},
+        )
+        for token_id, step in zip(piece.token_ids, piece.logprobs or (), strict=False)
+    )
+    if not output.finished:
+        return Delta(piece.text, tuple(piece.token_ids), logprobs)
+    if piece.finish_reason == "abort":  # not by us, who close the generator: by an engine that shuts down
+        raise EngineDiedError(f"The engine of {model!r} was shut down while it answered.")
+    if piece.finish_reason == "error":
+        raise GenerationError("vLLM gave up on this request.", hint=f"Its log says why: {log_file()}")
+    if first is None and output.metrics is not None and output.metrics.first_token_latency > 0:
+        first = output.metrics.first_token_latency  # nobody streamed, so vLLM's own clock has it
+    queued = None
+    if output.metrics is not None and output.metrics.scheduled_ts and output.metrics.queued_ts:
+        queued = output.metrics.scheduled_ts - output.metrics.queued_ts
+    return Delta(
+        text=piece.text,
+        token_ids=tuple(piece.token_ids),
+        logprobs=logprobs,
+        finish_reason=piece.finish_reason or "stop",
+        input_tokens=len(output.prompt_token_ids or ()),
+        output_tokens=produced,
+        cached_tokens=output.num_cached_tokens,
+        inference_time_s=now,
+        time_to_first_token_s=first,
+        queue_time_s=queued,
+        engine="vllm",
+        quantization=quantization,
+    )
