@@ -30,7 +30,7 @@ async def by_hand(target: RawTarget, load: Load, seed: str) -> float:
 
     llm: Any = target.engine.inner()
     tokenizer = llm.get_tokenizer()
-    await target.forget()
+    await target.begin()
     made = load.workload.conversations(load.count, seed, TextMaker(tokenizer))
     waiting = iter(made)
 
@@ -60,6 +60,7 @@ async def monitored(target: RawTarget, load: Load, seed: str, block: int) -> flo
         target,
         load,
         seed=seed,
+        arrivals=seed,
         block=block,
         stream=True,
         warmup=0,
@@ -114,7 +115,8 @@ def main() -> None:
     result = asyncio.run(compare(options))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    ratio = result["ratio"]
+    if (ratio := result["ratio"]) is None:
+        raise SystemExit("Nothing was measured.")
     print(f"monitored / by hand: median {ratio['value']:.4f}, from {ratio['low']:.4f} to {ratio['high']:.4f}")
 
 

@@ -45,11 +45,12 @@ main(parser.parse_args())
 def server(spec: ModelSpec, folder: Path, dtype: str, port: int) -> Iterator[str]:
     """Run vLLM's server with the settings that our engine has, and give its URL."""
     on_cpu = gpu_count() == 0
+    sequences = spec.engine.max_num_seqs or (64 if on_cpu else 256)
     arguments = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", str(folder), "--served-model-name", spec.name, "--dtype", dtype),
         *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(spec.engine.max_model_len)),
-        *("--max-num-seqs", str(64 if on_cpu else 256), "--max-num-batched-tokens", "8192"),
+        *("--max-num-seqs", str(sequences), "--max-num-batched-tokens", "8192"),
         *("--generation-config", "vllm", "--disable-uvicorn-access-log"),
         *(("--enforce-eager", "--kv-cache-memory-bytes", str(2**30)) if on_cpu else ()),
     ]
@@ -70,7 +71,10 @@ def server(spec: ModelSpec, folder: Path, dtype: str, port: int) -> Iterator[str
         yield url
     finally:
         process.terminate()
-        process.wait(60)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def ours(url: str, spec: ModelSpec, load: Load, tokenizer: Any, seed: int) -> Report:

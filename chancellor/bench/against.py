@@ -10,6 +10,7 @@ from chancellor.bench.targets.langchain import ChatModelTarget, CompiledGraphTar
 from chancellor.bench.targets.local import LAYERS, Layer, LocalTarget, local_target
 from chancellor.bench.targets.remote import RemoteTarget
 from chancellor.catalog import Catalog, ModelSpec
+from chancellor.checkpoints.shapes import SHAPE
 from chancellor.engines import EnginePool
 from chancellor.errors import BenchmarkError, UnknownChoiceError
 
@@ -85,7 +86,8 @@ def _other(name: str, layer: Layer, spec: ModelSpec | None, catalog: Catalog, po
     if _is_url(name):
         return RemoteTarget(name, tokenizer=_tokenizer(spec))
     if name in catalog and name not in AGAINST:
-        return local_target(layer, name, catalog[name], pool)
+        other = catalog[name]
+        return local_target("engine" if layer == "raw" and other.engine.kind != "vllm" else layer, name, other, pool)
     if name not in AGAINST:
         raise UnknownChoiceError.of("comparison", name, [*AGAINST, *catalog, "a URL"])
     if spec is None:
@@ -95,6 +97,8 @@ def _other(name: str, layer: Layer, spec: ModelSpec | None, catalog: Catalog, po
         )
     if name in LAYERS:
         return local_target(name, name, spec, pool)  # type: ignore[arg-type]
+    if name == "transformers" and layer == "raw":  # which drives vLLM only
+        layer = "engine"
     return local_target(layer, name, _variant(name, spec), pool)
 
 
@@ -112,7 +116,9 @@ def _variant(name: str, spec: ModelSpec) -> ModelSpec:
                 f"{spec.name} is not quantised, so TorchAO has no part in it.",
                 hint="Leave --against stock out, or name a model with a scheme.",
             )
-        options: dict[str, Any] = {"vllm": {**spec.engine.vllm, "quantization": "torchao"}}
+        # A shape is quantised at load, by the stock path: vLLM's own default seed only makes it an engine of its own.
+        stock = {"seed": 0} if spec.source.startswith(SHAPE) else {"quantization": "torchao"}
+        options: dict[str, Any] = {"vllm": {**spec.engine.vllm, **stock}}
     else:
         options = {"kind": "transformers", "vllm": {}}
     return spec.model_copy(update={"name": f"{spec.name}-{name}", "engine": spec.engine.model_copy(update=options)})

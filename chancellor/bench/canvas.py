@@ -14,7 +14,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["GREY", "OTHER", "Panel", "canvas", "finite", "heights", "in_unit", "looks_of", "panels", "short", "styled"]
+__all__ = [
+    "GREY",
+    "OTHER",
+    "Panel",
+    "canvas",
+    "finite",
+    "heights",
+    "in_unit",
+    "looks_of",
+    "panels",
+    "require_matplotlib",
+    "short",
+    "styled",
+]
 
 # Okabe and Ito's colours, told apart with any kind of colour vision; the markers differ for prints in grey.
 _LOOKS: Final = (
@@ -87,6 +100,18 @@ class Panel:
                 ticks.append(load)
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
+
+
+def require_matplotlib() -> None:
+    """Import it.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401, ICN001 - not for pyplot
+    except ImportError as error:
+        raise MissingDependencyError.of("matplotlib", "bench") from error
 
 
 @contextmanager

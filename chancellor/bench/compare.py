@@ -158,7 +158,7 @@ def _warnings(old: Report, new: Report, pairs: list[tuple[Run, Run]]) -> Iterato
         if report.state != "complete":
             yield f"The {which} benchmark was {report.state}."
         for name, reason in report.failures.items():
-            yield f"In the {which} benchmark {name} did not start: {reason}"
+            yield f"In the {which} benchmark {name} failed: {reason}"
     if versions := list(_differences(_versions(old), _versions(new))):
         yield f"Versions differ: {'; '.join(versions)}."
     # Loads that are in one report only are told as such.

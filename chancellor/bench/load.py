@@ -25,7 +25,7 @@ class Load:
     rate: float | None = None
     """Open loop: conversations start at this mean rate a second, whether or not the others are done."""
     requests: int | None = None
-    """Number of requests; None is twice the concurrency, and at least 6; in open loop 20 seconds' worth."""
+    """Number of requests; None is two conversations for each in flight, or 20 seconds' worth, and at least 6."""
     max_s: float | None = None
     """No conversation starts later than this after the first."""
 
@@ -38,20 +38,27 @@ class Load:
             raise WorkloadError(f"The rate is {self.rate}.", hint="Give a number of requests a second above 0.")
         if self.requests is not None and self.requests < 1:
             raise WorkloadError(f"The number of requests is {self.requests}.", hint="Give 1 or more.")
+        if self.max_s is not None and not self.max_s > 0:
+            raise WorkloadError(f"The time limit is {self.max_s} s.", hint="Give more than 0.")
+        if self.concurrency is not None and -(-self.count // self.workload.turns) < self.concurrency:
+            raise WorkloadError(
+                f"{self.requests} requests cannot keep {self.concurrency} conversations in flight.",
+                hint=f"Give at least {self.concurrency * self.workload.turns}.",
+            )
 
     @property
     def count(self) -> int:
         """How many requests are sent."""
         if self.requests is not None:
             return self.requests
-        if self.concurrency is not None:
-            return max(6, 2 * self.concurrency)
-        return max(6, round(20 * (self.rate or 0)))
+        started = 2 * self.concurrency if self.concurrency is not None else round(20 * (self.rate or 0))
+        return max(6, started * self.workload.turns)
 
     @property
     def label(self) -> str:
         """The load in words; two runs with the same label did the same."""
-        how = f"concurrency {self.concurrency}" if self.concurrency is not None else f"{self.rate:g} requests/s"
+        unit = "requests" if self.workload.turns == 1 else "conversations"
+        how = f"concurrency {self.concurrency}" if self.concurrency is not None else f"{self.rate:g} {unit}/s"
         return f"{self.workload.name} at {how}"
 
     async def run(self, conversations: Sequence[Conversation], converse: Converse, seed: str) -> None:

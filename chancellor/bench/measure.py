@@ -18,6 +18,7 @@ from chancellor.bench.workload import Conversation
 __all__ = ["Measurement", "measure"]
 
 _WARM_TOKENS = 8
+_SKIPPED = "Skipped: the turn before it failed."
 
 
 @dataclass
@@ -30,18 +31,21 @@ class Measurement:
     began: float = 0.0
     ended: float = 0.0
     complete: bool = False
+    emptied: bool = False
+    """Whether the prefix cache was known to be empty at the start."""
 
     def segment(self, objectives: Objectives) -> Segment:
         """Sum it up."""
         duration = max(self.ended - self.began, 1e-9)
-        good = [sample for sample in self.samples if sample.error is None]
+        samples = tuple(self.samples)  # an interrupted load may still be adding some
+        good = [sample for sample in samples if sample.error is None]
         kept = objectives.kept(good)
         return Segment(
             block=self.block,
             duration_s=duration,
             complete=self.complete,
             requests=len(good),
-            errors=len(self.samples) - len(good),
+            errors=len(samples) - len(good),
             tokens_per_s=_rate([sample.output_tokens for sample in good], duration),
             input_tokens_per_s=_rate([sample.input_tokens for sample in good], duration),
             requests_per_s=len(good) / duration if good else None,
@@ -55,6 +59,7 @@ async def measure(
     load: Load,
     *,
     seed: str,
+    arrivals: str,
     block: int,
     stream: bool,
     warmup: int | None,
@@ -66,17 +71,23 @@ async def measure(
     Args:
         target: a started target.
         load: what is asked, and how it arrives.
-        seed: of the prompts and arrivals; another one for each segment.
+        seed: of the prompts; another one for each segment, or the prefix cache would know them.
+        arrivals: seed of the arrivals; the same for all targets.
         block: number of the repetition.
         stream: whether answers are streamed.
         warmup: requests before the clock starts; None is as many as are in flight.
         into: where the measurements go.
         on_sample: called with each finished request.
+
+    Raises:
+        Exception: any, of the target while it got ready; once requests are sent, their errors are samples.
     """
+    into.emptied = await target.begin()
     text = TextMaker(await target.tokenizer())
-    await _warm_up(target, load, text, seed, warmup, stream=stream)
-    await target.forget()
+    # Made before the warm-up: nothing is to come between that and the first request.
     conversations = load.workload.conversations(load.count, seed, text)
+    await _warm_up(target, load, text, seed, warmup, stream=stream)
+    into.emptied = await target.begin()
     into.block = block
 
     async def converse(number: int, conversation: Conversation, due: float) -> None:
@@ -92,21 +103,31 @@ async def measure(
             into.samples.append(sample)
             on_sample(sample)
             if sample.error is not None:
+                now = time.perf_counter() - into.began
+                into.samples += [
+                    Sample(block=block, index=index + more, start_s=now, latency_s=None, ttft_s=None, error=_SKIPPED)
+                    for more in range(1, len(conversation.turns) - turn)
+                ]
                 return
             history.append({"role": "assistant", "content": answer})
 
     async def run() -> None:
         into.began = time.perf_counter()
         try:
-            await load.run(conversations, converse, seed)
+            await load.run(conversations, converse, arrivals)
         finally:
             into.ended = time.perf_counter()
 
     poller = asyncio.create_task(_poll(target))
     sampler = Sampler(target)
     try:
+        await target.refresh()
         with sampler:
-            await target.drive(run)
+            try:
+                await target.drive(run)
+            finally:
+                sampler.stop_clock()
+            await target.refresh()
         into.complete = True
     finally:
         poller.cancel()
@@ -154,20 +175,22 @@ async def _warm_up(target: Target, load: Load, text: TextMaker, seed: str, warmu
         tokens = min(_WARM_TOKENS, conversation.max_tokens[0])
         await target.send(Ask(messages, tokens, load.workload.ignore_eos, stream=stream, seed=0), Stopwatch())
 
-    async def burst() -> None:
-        await asyncio.gather(*(once(conversation) for conversation in made))
+    async def burst() -> list[BaseException | None]:
+        return await asyncio.gather(*(once(conversation) for conversation in made), return_exceptions=True)
 
-    await target.drive(burst)
+    for error in await target.drive(burst):
+        if error is not None:
+            raise error
 
 
 async def _poll(target: Target) -> None:
     """Keep the counters of a server fresh; engines of ours show theirs without asking."""
-    refresh = getattr(target, "refresh", None)
-    while refresh is not None:
-        await refresh()
+    while True:
         await asyncio.sleep(1.0)
+        await target.refresh()
 
 
 def _rate(tokens: list[int | None], duration: float) -> float | None:
+    """Return the rate; None unless every answer tells its tokens, as the rest would count as nothing."""
     known = [count for count in tokens if count is not None]
-    return sum(known) / duration if known else None
+    return sum(known) / duration if known and len(known) == len(tokens) else None

@@ -1,11 +1,12 @@
 """The performance monitor: targets and loads in, a report out."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from chancellor.bench.against import make_targets
 from chancellor.bench.events import Event
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from langgraph.graph.state import CompiledStateGraph
 
 __all__ = ["PerformanceMonitor"]
+
+logger = logging.getLogger(__name__)
+_CLOSE_S: Final = 60.0
 
 
 class PerformanceMonitor:
@@ -70,6 +74,19 @@ class PerformanceMonitor:
         """
         if not targets or not loads or blocks < 1:
             raise BenchmarkError("A benchmark needs a target, a load and a block.", hint="Give at least one of each.")
+        if warmup is not None and warmup < 0:
+            raise BenchmarkError(f"The warm-up is {warmup} requests.", hint="Give 0 or more.")
+        labels = [load.label for load in loads]
+        if doubled := {label for label in labels if labels.count(label) > 1}:
+            raise BenchmarkError(
+                f"Two loads are called {', '.join(sorted(doubled))}.", hint="Give each once; Questions take a name."
+            )
+        free = [target.name for target in targets if not target.fixed_length]
+        if free and len(targets) > 1 and any(load.workload.ignore_eos for load in loads):
+            raise BenchmarkError(
+                f"{', '.join(free)} ends its answers when it likes, and the others would go on to their full length.",
+                hint="Compare it by questions: workload=['...'], or Questions.read(file).",
+            )
         self.targets, self.loads, self.blocks = list(targets), list(loads), blocks
         self._warmup, self._stream, self._seed = warmup, stream, seed
         self._objectives = objectives or Objectives()
@@ -81,6 +98,7 @@ class PerformanceMonitor:
         self._ready: list[Target] = []
         self._starts: dict[str, float] = {}
         self._facts: dict[str, dict[str, float]] = {}
+        self._emptied: dict[str, bool] = {}
         self._details = {target.name: target.detail for target in self.targets}
         self._failures: dict[str, str] = {}
         self._measured: dict[tuple[str, str], tuple[list[Segment], list[Sample]]] = {}
@@ -93,10 +111,10 @@ class PerformanceMonitor:
         *,
         model: str | None = None,
         catalog: Catalog | str | Path | None = None,
-        against: Sequence[str] = (),
+        against: str | Sequence[str] = (),
         workload: Workload | str | Sequence[str] | None = None,
-        concurrency: Sequence[int] = (1, 8),
-        rates: Sequence[float] = (),
+        concurrency: int | Sequence[int] | None = None,
+        rates: float | Sequence[float] = (),
         requests: int | None = None,
         pool: EnginePool | None = None,
         **options: Any,
@@ -109,7 +127,7 @@ class PerformanceMonitor:
             catalog: the models, or the path of a catalog file; None finds one as the command line does.
             against: what to compare with: raw, unquantised, stock, transformers, a model, or a URL.
             workload: a workload, or questions; None is random prompts of 128 tokens and answers of 64.
-            concurrency: numbers of requests in flight, one after the other (closed loop).
+            concurrency: numbers of requests in flight (closed loop); None is 1, then 8, unless there are rates.
             rates: mean requests a second (open loop).
             requests: of each segment.
             pool: where the engines run; None is the process's own.
@@ -122,10 +140,17 @@ class PerformanceMonitor:
             >>> PerformanceMonitor.of("graph", against=["raw"], concurrency=[1, 8]).run().ratios
         """
         asked = workload if isinstance(workload, Workload) else _workload(workload)
+        rates = [rates] if isinstance(rates, (int, float)) else list(rates)
+        if concurrency is None:
+            concurrency = [] if rates else [1, 8]
         loads = [
-            *(Load(asked, concurrency=number, requests=requests) for number in concurrency),
+            *(
+                Load(asked, concurrency=number, requests=requests)
+                for number in ([concurrency] if isinstance(concurrency, int) else concurrency)
+            ),
             *(Load(asked, rate=rate, requests=requests) for rate in rates),
         ]
+        against = [against] if isinstance(against, str) else against
         models = catalog if isinstance(catalog, Catalog) else Catalog.load(catalog)
         targets = make_targets(subject, against, catalog=models, model=model, pool=pool or default_pool())
         return cls(targets, loads, **options)
@@ -136,10 +161,17 @@ class PerformanceMonitor:
         Raises:
             ChancellorError: the first target does not start.
         """
-        return asyncio.run(self.arun())
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self.arun())
+        raise BenchmarkError("An event loop runs here already.", hint="Write: await monitor.arun()")
 
     async def arun(self) -> Report:
         """Like `run`, for async callers."""
+        self._ready, self._state = [], "interrupted"
+        for kept in (self._starts, self._facts, self._failures, self._measured, self._emptied):
+            kept.clear()
         try:
             await self._start()
             for block in range(self.blocks):
@@ -153,7 +185,7 @@ class PerformanceMonitor:
             raise
         finally:
             for target in self._ready:
-                await target.close()
+                await _close(target)
         return self.report
 
     async def _start(self) -> None:
@@ -164,21 +196,28 @@ class PerformanceMonitor:
                 async with asyncio.timeout(self._start_timeout_s):
                     await target.start()
             except TimeoutError:
-                await target.close()
-                self._fail(target, EngineStartError(f"{target.name} was not ready after {self._start_timeout_s:g} s."))
+                error = EngineStartError(f"{target.name} was not ready after {self._start_timeout_s:g} s.")
+                await self._fail(target, error)
             except ChancellorError as error:
-                self._fail(target, error)
+                await self._fail(target, error)
+            except Exception as error:  # noqa: BLE001 - targets may be anybody's, and the others go on
+                await self._fail(target, EngineStartError(f"{target.name} did not start: {_message(error)}"))
+            except BaseException:
+                await _close(target)
+                raise
             else:
                 self._ready.append(target)
-                self._starts[target.name] = time.perf_counter() - began
+                if target.started_here:
+                    self._starts[target.name] = time.perf_counter() - began
                 # Kept, as a closed target knows them no more.
                 self._details[target.name] = target.detail
                 if target.facts:
                     self._facts[target.name] = target.facts
-                self._tell(Event("started", target.name, message=f"{self._starts[target.name]:.1f} s"))
+                self._tell(Event("started", target.name, message=f"{time.perf_counter() - began:.1f} s"))
 
-    def _fail(self, target: Target, error: ChancellorError) -> None:
+    async def _fail(self, target: Target, error: ChancellorError) -> None:
         """Go on without it: that it does not start is a result. Without the first one there is nothing to measure."""
+        await _close(target)
         self._failures[target.name] = error.message
         self._tell(Event("failed", target.name, message=error.message))
         if target is self.targets[0]:
@@ -198,20 +237,27 @@ class PerformanceMonitor:
                 target,
                 load,
                 seed=f"{self._seed}/{load.label}/{target.name}/{block}",
+                arrivals=f"{self._seed}/{load.label}/{block}",
                 block=block,
                 stream=self._stream,
                 warmup=self._warmup,
                 into=measurement,
                 on_sample=on_sample,
             )
+        except Exception as error:  # noqa: BLE001 - it did not get ready; the other segments go on
+            where = f"{target.name}, {load.label}, block {block}"
+            self._failures[where] = _message(error)
+            self._tell(Event("failed", where, load.label, block, message=_message(error)))
         finally:
+            self._emptied[target.name] = measurement.emptied
             if measurement.samples:
                 segments, samples = self._measured.setdefault((target.name, load.label), ([], []))
                 segment = measurement.segment(self._objectives)
                 segments.append(segment)
-                samples.extend(measurement.samples)
+                samples.extend(list(measurement.samples))
                 rate = "no answer" if segment.tokens_per_s is None else f"{segment.tokens_per_s:,.1f} tokens/s"
-                self._tell(Event("measured", target.name, load.label, block, len(samples), load.count, rate))
+                done = len(measurement.samples)
+                self._tell(Event("measured", target.name, load.label, block, done, load.count, rate))
         if self._on_report is not None:
             self._on_report(self.report)
 
@@ -234,7 +280,8 @@ class PerformanceMonitor:
         ]
         settings = {
             "targets": self._details,
-            "loads": [load.label for load in self.loads],
+            "loads": {load.label: {"requests": load.count, "max_s": load.max_s} for load in self.loads},
+            "prefix_cache_emptied": self._emptied,
             "blocks": self.blocks,
             "warmup": self._warmup,
             "stream": self._stream,
@@ -263,3 +310,16 @@ def _workload(questions: str | Sequence[str] | None) -> Workload:
     if questions is None:
         return Synthetic()
     return Questions([questions] if isinstance(questions, str) else questions)
+
+
+async def _close(target: Target) -> None:
+    """Close it, whatever comes of it: the others have to be closed as well."""
+    try:
+        async with asyncio.timeout(_CLOSE_S):
+            await target.close()
+    except Exception:
+        logger.warning("%s did not close cleanly", target.name, exc_info=True)
+
+
+def _message(error: Exception) -> str:
+    return str(getattr(error, "message", None) or f"{type(error).__name__}: {error}")

@@ -44,11 +44,21 @@ class Objectives(BaseModel):
         return cls(**limits)
 
     def kept(self, samples: Sequence[Sample]) -> int | None:
-        """Return how many of the samples are good, or None without limits. What was not measured is not kept."""
+        """Return how many of the samples are good; None without limits, or where one was measured for no sample.
+
+        An answer of one token has no time per output token, and keeps every limit of it.
+        """
         limits = {name: limit for name in _FIELDS.values() if (limit := getattr(self, name)) is not None}
-        if not limits:
+        if not limits or (samples and any(all(_value(one, name) is None for one in samples) for name in limits)):
             return None
         return sum(
-            all((value := getattr(sample, name)) is not None and value <= limit for name, limit in limits.items())
+            all((value := _value(sample, name)) is not None and value <= limit for name, limit in limits.items())
             for sample in samples
         )
+
+
+def _value(sample: Sample, name: str) -> float | None:
+    if name == "tpot_s" and sample.output_tokens == 1:
+        return 0.0
+    value: float | None = getattr(sample, name)
+    return value

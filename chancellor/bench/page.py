@@ -133,7 +133,7 @@ def _warnings(report: Report) -> Iterator[str]:
     if report.state == "failed":
         yield "The benchmark failed: what had been measured by then is here, and the rest is missing."
     for name, reason in report.failures.items():
-        yield f"{name} did not start: {reason}"
+        yield f"{name} failed: {reason}"
     errors, asked = sum(run.errors for run in report.runs), sum(run.errors + run.requests for run in report.runs)
     if errors:
         yield f"{errors:,} of {asked:,} requests failed. Latencies are those of the answered requests only."

@@ -25,7 +25,7 @@ class Sample(BaseModel):
     block: int
     """Which repetition of the run it belongs to, from 0."""
     index: int
-    """Which request of the workload it was; the same index is the same request for all targets."""
+    """Which request of the segment it was; for all targets, the same index has the same lengths."""
     start_s: float
     """When it was sent, from the segment's start; in open loop, when it was due."""
     latency_s: float | None
@@ -71,8 +71,10 @@ class Segment(BaseModel):
     """Most requests in one batch, by the engine's own count, as far as it was sampled."""
     kv_cache_usage: float | None = None
     """Highest share of the KV cache in use, from 0 to 1, as far as it was sampled."""
-    prefix_cache_hit_rate: float | None = None
-    """Prompt tokens found in the prefix cache over those looked up."""
+    prefix_cache_queries: int | None = None
+    """Prompt tokens that were looked up in the prefix cache."""
+    prefix_cache_hits: int | None = None
+    """Those that were found."""
     preemptions: int | None = None
     cpu_utilization: float | None = None
     """Mean number of cores that this process and its children kept busy."""
@@ -103,7 +105,7 @@ class Run(BaseModel):
     """Mean arrivals a second (open loop, Poisson); None in closed loop."""
     workload: str
     requests: int
-    """Requests that were answered."""
+    """Requests that were answered, in complete segments (in cut-off ones, where there is no other)."""
     errors: int
     error_kinds: dict[str, int] = {}
     duration_s: float
@@ -121,6 +123,7 @@ class Run(BaseModel):
     peak_running: int | None
     kv_cache_usage: float | None
     prefix_cache_hit_rate: float | None
+    """Prompt tokens found in the prefix cache over those looked up."""
     preemptions: int | None
     cpu_utilization: float | None
     process_memory_mib: float | None
@@ -130,7 +133,9 @@ class Run(BaseModel):
     joules_per_token: float | None
     """GPU energy over output tokens."""
     segments: list[Segment]
+    """All of them, those that were cut off too."""
     samples: list[Sample]
+    """All requests, those of cut-off segments too."""
 
 
 class Comparison(BaseModel):
@@ -152,7 +157,7 @@ class Comparison(BaseModel):
     high: float
     pairs: tuple[float, ...]
     ttft_p50_ratio: float | None
-    """Median TTFT of the subject over the other's: below 1, the subject is faster."""
+    """Over the blocks that count above: median TTFT of the subject over the other's: below 1, the subject is faster."""
     latency_p50_ratio: float | None
     process_memory_ratio: float | None = None
 
@@ -166,7 +171,7 @@ class Report(BaseModel):
     created_at: str
     state: Literal["complete", "interrupted", "failed"]
     failures: dict[str, str] = {}
-    """Targets that did not start, with the reason."""
+    """Targets that did not start, and segments that failed before their first request, with the reason."""
     machine: Machine
     settings: dict[str, Any]
     starts_s: dict[str, float]

@@ -38,6 +38,7 @@ class Sampler:
 
     def __enter__(self) -> Self:
         self._before = self._target.stats()
+        self._target.peaks()  # from here on
         self._mark()
         self._thread.start()
         return self
@@ -45,11 +46,21 @@ class Sampler:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._mark()
+        self.stop_clock()
         self._done.set()
         self._thread.join()
         self._look()
         self._after = self._target.stats()
+        if (peaks := self._target.peaks()) is not None:
+            # The engine has seen every step; looking now and then has not.
+            self._running.append(peaks[0])
+            if peaks[1] is not None:
+                self._kv_cache.append(peaks[1])
+
+    def stop_clock(self) -> None:
+        """Take the last reading of processor time and energy; the first call counts."""
+        if len(self._times) == 1:
+            self._mark()
 
     def _mark(self) -> None:
         reading = gpus.read() if self._tree is not None else None
@@ -78,11 +89,11 @@ class Sampler:
 
     def figures(self) -> dict[str, Any]:
         """Return the fields of a Segment that come from watching."""
-        queries, hits = self._grown("prefix_cache_queries"), self._grown("prefix_cache_hits")
         return {
             "peak_running": max(self._running, default=None),
             "kv_cache_usage": max(self._kv_cache, default=None),
-            "prefix_cache_hit_rate": hits / queries if queries and hits is not None else None,
+            "prefix_cache_queries": self._grown("prefix_cache_queries"),
+            "prefix_cache_hits": self._grown("prefix_cache_hits"),
             "preemptions": self._grown("preemptions"),
             "cpu_utilization": self._cpu_utilization(),
             "process_memory_mib": max(self._memory, default=None),
@@ -100,7 +111,8 @@ class Sampler:
 
     def _grown(self, counter: str) -> int | None:
         before, after = getattr(self._before, counter, None), getattr(self._after, counter, None)
-        return None if before is None or after is None else after - before
+        # A counter that went down belongs to an engine that was started anew.
+        return None if before is None or after is None or after < before else after - before
 
 
 def _difference(values: list[float | None]) -> float | None:

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from chancellor.bench.load import Load
 from chancellor.bench.report import Comparison, Run, Sample, Segment
-from chancellor.bench.statistics import Percentiles, Ratio
+from chancellor.bench.statistics import Percentiles, Ratio, median
 
 __all__ = ["compare_runs", "sum_up"]
 
@@ -15,11 +15,16 @@ T = TypeVar("T")
 
 def sum_up(name: str, detail: str, load: Load, segments: Sequence[Segment], samples: Sequence[Sample]) -> Run:
     """Put all repetitions of one target under one load together."""
+    everything, kept = list(segments), list(samples)
+    # Of a segment that was cut off, the slow requests are missing: it counts only where there is nothing else.
+    segments = [segment for segment in everything if segment.complete] or everything
+    samples = _of_blocks(kept, {segment.block for segment in segments})
     good = [sample for sample in samples if sample.error is None]
     duration = sum(segment.duration_s for segment in segments)
-    tokens = _known(sample.output_tokens for sample in good)
-    prompts = _known(sample.input_tokens for sample in good)
+    tokens = _all([sample.output_tokens for sample in good])
+    prompts = _all([sample.input_tokens for sample in good])
     energies = [segment.gpu_energy_j for segment in segments]
+    queries, hits = _total(segments, "prefix_cache_queries"), _total(segments, "prefix_cache_hits")
     energy = sum(_known(energies)) if energies and None not in energies else None
     return Run(
         name=name,
@@ -45,7 +50,7 @@ def sum_up(name: str, detail: str, load: Load, segments: Sequence[Segment], samp
         goodput_requests_per_s=_over_time(segments, "goodput_requests_per_s"),
         peak_running=_highest(segments, "peak_running"),
         kv_cache_usage=_highest(segments, "kv_cache_usage"),
-        prefix_cache_hit_rate=_over_time(segments, "prefix_cache_hit_rate"),
+        prefix_cache_hit_rate=hits / queries if queries and hits is not None else None,
         preemptions=_total(segments, "preemptions"),
         cpu_utilization=_over_time(segments, "cpu_utilization"),
         process_memory_mib=_highest(segments, "process_memory_mib"),
@@ -53,8 +58,8 @@ def sum_up(name: str, detail: str, load: Load, segments: Sequence[Segment], samp
         gpu_utilization=_over_time(segments, "gpu_utilization"),
         gpu_energy_j=energy,
         joules_per_token=energy / sum(tokens) if energy is not None and tokens else None,
-        segments=list(segments),
-        samples=list(samples),
+        segments=everything,
+        samples=kept,
     )
 
 
@@ -78,8 +83,8 @@ def compare_runs(subject: Run, other: Run) -> Comparison | None:
         low=ratio.low,
         high=ratio.high,
         pairs=ratio.pairs,
-        ttft_p50_ratio=_quotient(subject, other, lambda run: run.ttft_s.p50 if run.ttft_s else None),
-        latency_p50_ratio=_quotient(subject, other, lambda run: run.latency_s.p50 if run.latency_s else None),
+        ttft_p50_ratio=_quotient(subject, other, lambda run: _median(run, blocks, "ttft_s")),
+        latency_p50_ratio=_quotient(subject, other, lambda run: _median(run, blocks, "latency_s")),
         process_memory_ratio=_quotient(subject, other, lambda run: run.process_memory_mib),
     )
 
@@ -87,6 +92,21 @@ def compare_runs(subject: Run, other: Run) -> Comparison | None:
 def _quotient(subject: Run, other: Run, figure: Callable[[Run], float | None]) -> float | None:
     ours, theirs = figure(subject), figure(other)
     return ours / theirs if ours is not None and theirs else None
+
+
+def _median(run: Run, blocks: Iterable[int], field: str) -> float | None:
+    values = _known(getattr(sample, field) for sample in _of_blocks(run.samples, set(blocks)) if sample.error is None)
+    return median(values) if values else None
+
+
+def _of_blocks(samples: Iterable[Sample], blocks: set[int]) -> list[Sample]:
+    return [sample for sample in samples if sample.block in blocks]
+
+
+def _all(values: list[T | None]) -> list[T]:
+    """Return the values; none of them if one is missing, as a sum over the rest would be too low."""
+    known = _known(values)
+    return known if len(known) == len(values) else []
 
 
 def _known(values: Iterable[T | None]) -> list[T]:

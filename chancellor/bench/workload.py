@@ -29,6 +29,8 @@ class Workload(ABC):
 
     ignore_eos: ClassVar[bool]
     """Whether every answer runs to its max_tokens, so that all targets do the same work."""
+    turns: int = 1
+    """Requests of a conversation."""
 
     @property
     @abstractmethod

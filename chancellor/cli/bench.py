@@ -1,5 +1,6 @@
 """`chancellor bench`: live progress, a table, a JSON file, a page."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from chancellor import progress
 from chancellor.cli.bench_options import BenchOptions, catalog_of, check_writable, loads_of
 from chancellor.cli.bench_progress import BenchProgress
 from chancellor.cli.terminal import Terminal, terminal
+from chancellor.errors import BenchmarkError, ReportError
 
 if TYPE_CHECKING:
     from chancellor.bench.report import Comparison, Report, Run
@@ -28,8 +30,9 @@ def run(options: BenchOptions) -> None:
 
     loads, objectives = loads_of(options), Objectives.parse(options.slo)
     catalog, model = catalog_of(options)
-    for path in (options.json, options.report):
+    for path in (options.json, options.report, options.plots / "throughput.png" if options.plots else None):
         check_writable(path)
+    writers = _writers(options)  # imported now: what is missing shows before the measuring
     with terminal() as user:
         targets = make_targets(options.target, options.against, catalog=catalog, model=model, pool=default_pool())
         show = BenchProgress(user, len(loads) * options.blocks * len(targets))
@@ -43,44 +46,67 @@ def run(options: BenchOptions) -> None:
             objectives=objectives,
             start_timeout_s=options.start_timeout,
             on_event=show,
-            on_report=partial(_save, options.json),
+            on_report=partial(_save, user, options.json),
         )
         try:
             with show, progress.listening(show.step):
                 monitor.run()
         finally:
             # Also when interrupted: what was measured is kept, and shown as what it is.
-            _deliver(user, monitor.report, options)
+            _deliver(user, monitor.report, writers)
+        if not monitor.report.runs:
+            raise BenchmarkError("Nothing was measured.", hint="The failures above say why.")
 
 
-def _save(path: Path | None, report: "Report") -> None:
+def _writers(options: BenchOptions) -> "dict[Path, Callable[[Report], object]]":
+    """Return what writes each file that was asked for."""
+    from chancellor.bench.canvas import require_matplotlib
+
+    writers: dict[Path, Callable[[Report], object]] = {}
+    if (file := options.json) is not None:
+        writers[file] = lambda report: report.save(file)
+    if (page := options.report) is not None:
+        from chancellor.bench.page import write
+
+        writers[page] = lambda report: write(report, page)
+    if (folder := options.plots) is not None:
+        from chancellor.bench.plots import save_pngs
+
+        writers[folder] = lambda report: save_pngs(report, folder)
+    if options.report or options.plots:
+        require_matplotlib()
+    return writers
+
+
+def _save(user: Terminal, path: Path | None, report: "Report") -> None:
     if path is not None:
-        report.save(path)
+        try:
+            report.save(path)
+        except ReportError as error:  # the measuring goes on; at the end it is tried once more
+            user.err.print(f"[yellow]{escape(error.message)}[/]")
 
 
-def _deliver(user: Terminal, report: "Report", options: BenchOptions) -> None:
+def _deliver(user: Terminal, report: "Report", writers: "dict[Path, Callable[[Report], object]]") -> None:
     if not report.runs:
-        user.err.print("Nothing was measured, so nothing is written.")
+        for name, reason in report.failures.items():
+            user.err.print(f"[red]{escape(name)} failed:[/] {escape(reason)}")
         return
     user.out.print(_table(report))
     if report.ratios:
         user.out.print(_ratios(report))
     for name, reason in report.failures.items():
-        user.out.print(f"[red]{escape(name)} did not start:[/] {escape(reason)}")
+        user.out.print(f"[red]{escape(name)} failed:[/] {escape(reason)}")
     user.out.print(escape(report.machine.line()), style="dim")
     if report.state != "complete":
         user.out.print(f"[yellow]The run was {report.state}: this is what it had measured.[/]")
-    if options.json:
-        report.save(options.json)
-    if options.report:
-        from chancellor.bench.page import write
-
-        write(report, options.report)
-    if options.plots:
-        from chancellor.bench.plots import save_pngs
-
-        save_pngs(report, options.plots)
-    written = [str(path) for path in (options.json, options.report, options.plots) if path]
+    written = []
+    for path, write in writers.items():
+        try:
+            write(report)
+        except ReportError as error:  # the others are written all the same
+            user.err.print(f"[red]{escape(error.message)}[/]")
+        else:
+            written.append(str(path))
     if written:
         user.err.print(f"Written: {escape(', '.join(written))}")
 

@@ -1,5 +1,6 @@
 """The options of `chancellor bench`, and what they stand for."""
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +68,16 @@ def loads_of(options: BenchOptions) -> "list[Load]":
     from chancellor.bench.load import Load
     from chancellor.bench.workload import AgentTurns, Questions, Synthetic
 
+    kinds = {
+        "--load": bool(options.loads),
+        "--questions": options.questions is not None,
+        "--agent": options.agent,
+    }
+    if len(given := [name for name, is_given in kinds.items() if is_given]) > 1:
+        raise BenchmarkError(f"{' and '.join(given)} exclude one another.", hint="Give one of them.")
     if options.loads:
+        if options.rate is not None or options.concurrency is not None:
+            raise BenchmarkError("--load has its own concurrencies.", hint="Leave --concurrency and --rate out.")
         made = []
         for text in options.loads:
             if (parts := _LOAD.fullmatch(text.replace(" ", ""))) is None:
@@ -86,7 +96,7 @@ def loads_of(options: BenchOptions) -> "list[Load]":
         workload = Synthetic(options.input_tokens, options.output_tokens, vary=options.vary)
     rates = _numbers("--rate", options.rate)
     concurrencies = _numbers("--concurrency", options.concurrency or ("" if rates else "1,8"))
-    if any(number != int(number) for number in concurrencies):
+    if any(not number.is_integer() for number in concurrencies):
         raise BenchmarkError("A concurrency is a whole number.", hint="Give e.g. --concurrency 1,8,32.")
     return [
         *(
@@ -120,3 +130,5 @@ def check_writable(file: Path | None) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BenchmarkError(f"{file} cannot be written: {error}.", hint="Name another place.") from error
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise BenchmarkError(f"{file} cannot be written: there is no permission.", hint="Name another place.")

@@ -63,7 +63,7 @@ class BenchProgress:
                 else (
                     f"{name}, {escape(event.load)}: {event.message}"
                     if event.kind == "measured"
-                    else f"[red]{name} did not start:[/] {escape(event.message)}"
+                    else f"[red]{name} failed:[/] {escape(event.message)}"
                 )
             )
             self._user.err.print(f"[dim]{text}[/]")

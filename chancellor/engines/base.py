@@ -126,6 +126,10 @@ class Engine(ABC):
     def stats(self) -> EngineStats:
         """Return what the engine is doing now."""
 
+    def peaks(self) -> tuple[int, float | None] | None:
+        """Return the largest batch and the highest use of the KV cache since the last call; None if nobody counts."""
+        return None
+
     def tokenizer(self) -> Any | None:
         """Return the model's Hugging Face tokenizer, or None where there is none at hand."""
         return None

@@ -5,6 +5,7 @@ import itertools
 import multiprocessing
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, ClassVar, Final
@@ -33,7 +34,8 @@ from chancellor.quantization.prepare import Prepared, prepare
 __all__ = ["TransformersEngine"]
 
 _END_S: Final = 10.0
-_BATCH: Final = 64
+_CPU_BATCH: Final = 64
+_GPU_BATCH: Final = 256
 
 
 class TransformersEngine(Engine):
@@ -50,7 +52,7 @@ class TransformersEngine(Engine):
         self._limit = 0
         self._inboxes: dict[str, asyncio.Queue[Any]] = {}
         self._numbers = itertools.count()
-        self._peak = 0
+        self._running = self._peak = 0
         self._produced = 0
         self._interrupted = False
 
@@ -103,14 +105,15 @@ class TransformersEngine(Engine):
             prepared.random_weights,
             prepared.quantize_at_load,
             self.spec.trust_remote_code,
-            options.max_num_seqs or _BATCH,
+            options.max_num_seqs or (_CPU_BATCH if gpu_count() == 0 else _GPU_BATCH),
             threads,
         )
         with environment({LOG_VARIABLE: str(log_file()), "TOKENIZERS_PARALLELISM": "false"}), engine_spawning():
-            self._process = multiprocessing.get_context("spawn").Process(
+            process = multiprocessing.get_context("spawn").Process(
                 target=work, args=(theirs, worker_options), name=f"{OWN_PROCESS}-{self.spec.name}", daemon=True
             )
-            self._process.start()
+            process.start()
+        self._process = process
         theirs.close()
         if self._interrupted:
             self._process.kill()
@@ -129,11 +132,21 @@ class TransformersEngine(Engine):
         connection = self._connection
         try:
             while connection is not None and connection.poll():
-                kind, identity, *rest = connection.recv()
-                if (inbox := self._inboxes.get(identity)) is not None:
-                    inbox.put_nowait((kind, rest))
+                kind, *rest = connection.recv()
+                if kind == "batch":
+                    self._running = rest[0]
+                    self._peak = max(self._peak, self._running)
+                elif kind == "pieces":
+                    for identity, token, text in rest[0]:
+                        self._pass_on(identity, ("piece", [[token], text]))
+                else:
+                    self._pass_on(rest[0], (kind, rest[1:]))
         except (EOFError, OSError):
             self._lost()
+
+    def _pass_on(self, identity: str, message: tuple[str, list[Any]]) -> None:
+        if (inbox := self._inboxes.get(identity)) is not None:
+            inbox.put_nowait(message)
 
     def _lost(self) -> None:
         if self._connection is not None:
@@ -164,14 +177,13 @@ class TransformersEngine(Engine):
             request.temperature,
             request.top_p,
             request.seed,
-            request.stop or (() if prompt.templated else RAW_STOP),
+            request.stop or (() if prompt.templated or request.ignore_eos else RAW_STOP),
             request.ignore_eos,
             request.stream,
             sent,
         )
         inbox: asyncio.Queue[Any] = asyncio.Queue()
         self._inboxes[identity] = inbox
-        self._peak = max(self._peak, len(self._inboxes))
         finished = False
         try:
             self._send(("ask", question))
@@ -182,7 +194,8 @@ class TransformersEngine(Engine):
         finally:
             del self._inboxes[identity]
             if not finished and self._connection is not None:
-                self._send(("abort", identity))
+                with suppress(EngineDiedError):
+                    self._send(("abort", identity))
 
     def _delta(self, kind: str, rest: list[Any], question: "Any") -> Delta:
         if kind == "piece":
@@ -222,8 +235,8 @@ class TransformersEngine(Engine):
 
     def stats(self) -> EngineStats:
         return EngineStats(
-            running=len(self._inboxes),
-            waiting=None,
+            running=self._running,
+            waiting=max(0, len(self._inboxes) - self._running),
             kv_cache_usage=None,
             peak_running=self._peak,
             output_tokens=self._produced,

@@ -1,7 +1,7 @@
 """The process that a TransformersEngine runs: static batches through `model.generate`.
 
 It speaks over one pipe. In come `("ask", question)` and `("abort", id)`; out go `("ready", {})`,
-`("piece", id, token ids, text)`, `("done", id, fields)` and `("failed", id, message)`.
+`("batch", size)`, `("pieces", [(id, token id, text), ...])`, `("done", id, fields)` and `("failed", id, message)`.
 """
 
 import os
@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
+from tokenizers.decoders import DecodeStream
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria
 
 from chancellor.quantization.schemes import Scheme
 
 __all__ = ["Question", "WorkerOptions", "work"]
 
-_GATHER_S: Final = 0.01
+_GATHER_S: Final = 0.003
 """Requests that arrive this shortly after one another make one batch."""
 
 
@@ -58,10 +59,14 @@ def work(connection: Connection, options: WorkerOptions) -> None:
     while True:
         batch = worker.gather()
         try:
+            connection.send(("batch", len(batch)))
             worker.answer(batch)
         except Exception as error:  # noqa: BLE001 - reported to whoever asked; the process goes on
             for question in batch:
                 connection.send(("failed", question.id, f"{type(error).__name__}: {error}"))
+        finally:
+            worker.aborted.difference_update(question.id for question in batch)
+            connection.send(("batch", 0))
 
 
 class _Worker:
@@ -88,6 +93,9 @@ class _Worker:
         if eos is None:
             eos = self.tokenizer.eos_token_id
         self.eos = torch.tensor([] if eos is None else eos, device=self.device).flatten()
+        # What stands in the checkpoint's generation_config.json would fill every gap in a batch's own settings: an end
+        # token where there is to be none, a repetition penalty. As in vLLM, only the request counts.
+        self.model.generation_config = GenerationConfig()
         self.pad = int(self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0)
         self.waiting: deque[Question] = deque()
         self.arrived = threading.Condition()
@@ -159,6 +167,9 @@ class _Steps(StoppingCriteria):  # type: ignore[misc]
     def __init__(self, worker: _Worker, batch: list[Question], prompt: int, began: float) -> None:
         self.worker, self.batch, self.prompt, self.began = worker, batch, prompt, began
         self.tokens: list[list[int]] = [[] for _ in batch]
+        self.streams = [DecodeStream(skip_special_tokens=True) for _ in batch]
+        self.texts = [""] * len(batch)
+        self.pieces: list[tuple[str, int, str]] = []
         self.sent = [""] * len(batch)
         self.reason: list[str | None] = [None] * len(batch)
         self.first = 0.0
@@ -173,6 +184,9 @@ class _Steps(StoppingCriteria):  # type: ignore[misc]
         for row, (question, token) in enumerate(zip(self.batch, newest, strict=True)):
             if self.reason[row] is None:
                 self._step(row, question, token)
+        if self.pieces:  # one message a step, not one a row
+            self.worker.connection.send(("pieces", self.pieces))
+            self.pieces = []
         return torch.tensor([reason is not None for reason in self.reason], device=input_ids.device)
 
     def _step(self, row: int, question: Question, token: int) -> None:
@@ -183,9 +197,12 @@ class _Steps(StoppingCriteria):  # type: ignore[misc]
             self.reason[row] = "stop"
         elif len(self.tokens[row]) >= question.max_tokens:
             self.reason[row] = "length"
-        if not self.reading[row] and self.reason[row] is None:
+        if self.reading[row]:
+            self.texts[row] += self.streams[row].step(self.worker.tokenizer.backend_tokenizer, token) or ""
+        elif self.reason[row] is None:
             return
-        text = self._text(row)
+        # The stream keeps back the bytes of an unfinished character; at the end they belong to the text.
+        text = self.texts[row] if self.reason[row] is None else self._text(row)
         cut = min((at for stop in question.stop if (at := text.find(stop)) >= 0), default=-1)
         if cut >= 0:
             text, self.reason[row] = text[:cut], "stop"
@@ -199,12 +216,11 @@ class _Steps(StoppingCriteria):  # type: ignore[misc]
         return text
 
     def _piece(self, row: int, question: Question, text: str) -> None:
-        # Bytes of an unfinished character, and what may be the start of a stop text, wait for the next step.
+        # What may be the start of a stop text waits for the next step.
         held = max((_overlap(text, stop) for stop in question.stop), default=0)
-        ready = text[: len(text) - held].rstrip("\ufffd")
-        new = ready[len(self.sent[row]) :]
+        new = text[len(self.sent[row]) : len(text) - held]
         self.sent[row] += new
-        self.worker.connection.send(("piece", question.id, [self.tokens[row][-1]], new))
+        self.pieces.append((question.id, self.tokens[row][-1], new))
 
     def _done(self, row: int, question: Question, text: str) -> None:
         now = time.perf_counter()
@@ -218,7 +234,6 @@ class _Steps(StoppingCriteria):  # type: ignore[misc]
             "time_to_first_token_s": self.first - question.sent,
             "inference_time_s": now - question.sent,
         }
-        self.worker.aborted.discard(question.id)
         self.worker.connection.send(("done", question.id, fields))
 
     def finish(self) -> None:

@@ -58,6 +58,7 @@ class VLLMEngine(Engine):
         self._before: set[Any] | None = None
         self._exited = self._interrupted = False
         self._facts: dict[str, float] = {}
+        self._peaks = 0, 0.0
 
     @property
     def quantization(self) -> str | None:
@@ -190,9 +191,14 @@ class VLLMEngine(Engine):
 
     def _record(self, stats: EngineStats) -> None:
         self._stats = stats
+        self._peaks = max(self._peaks[0], stats.running), max(self._peaks[1], stats.kv_cache_usage or 0.0)
 
     def stats(self) -> EngineStats:
         return self._stats
+
+    def peaks(self) -> tuple[int, float | None] | None:
+        seen, self._peaks = self._peaks, (0, 0.0)
+        return seen
 
     def tokenizer(self) -> Any | None:
         return self._running().get_tokenizer()

@@ -23,7 +23,7 @@ def sampling_params(request: GenerationRequest, prompt: Prompt) -> "SamplingPara
         temperature=request.temperature,
         top_p=request.top_p,
         seed=request.seed,
-        stop=list(request.stop or (() if prompt.templated else RAW_STOP)),
+        stop=list(request.stop or (() if prompt.templated or request.ignore_eos else RAW_STOP)),
         logprobs=request.logprobs,
         ignore_eos=request.ignore_eos,
         output_kind=RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY,

@@ -86,12 +86,15 @@ def server() -> Iterator[str]:
                 if httpx.get(f"http://127.0.0.1:{port}/health").is_success:
                     break
             except httpx.HTTPError:
-                time.sleep(1)
+                pass
+            time.sleep(1)
+        else:
+            pytest.fail("the server did not get ready")
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         children = descendants(process)  # type: ignore[arg-type]
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
+        process.terminate()
+        process.wait(90)
         assert all_gone(children)
 
 
@@ -107,11 +110,13 @@ def test_a_server_is_measured_like_an_engine(server: str, catalog: Catalog, pool
         assert (run.output_tokens.min, run.output_tokens.max) == (6, 6)
         assert run.kv_cache_usage is not None  # from the server's /metrics
         assert run.preemptions == 0
-        assert run.prefix_cache_hit_rate == pytest.approx(0, abs=0.3)
+        assert run.prefix_cache_hit_rate is not None
+        assert run.prefix_cache_hit_rate < 0.3  # the template's head may be found
+        assert sum(segment.prefix_cache_queries or 0 for segment in run.segments) == 8 * 64
         assert run.process_memory_mib is None  # of another process, maybe on another machine
         if stream:
             assert run.itl_s is not None
-            assert run.itl_s.n == 8 * 5
+            assert 8 <= run.itl_s.n <= 8 * 5  # two tokens may come in one piece
         else:
             assert run.itl_s is None
             assert run.ttft_s is None  # a server does not say

@@ -46,6 +46,22 @@ def test_it_answers_streams_and_stops(spec: ModelSpec, own_pool: EnginePool) -> 
     )
 
 
+def test_answers_go_on_after_the_end_where_they_are_told_to(spec: ModelSpec, own_pool: EnginePool) -> None:
+    model = ChatVLLM(model="plain", catalog=Catalog([spec]), pool=own_pool, temperature=0, max_tokens=40)
+    ended = model.invoke("What is 2+2?")
+    assert ended.usage_metadata is not None
+    assert ended.usage_metadata["output_tokens"] < 40
+    assert ended.response_metadata["finish_reason"] == "stop"
+
+    async def both() -> list[int]:
+        answers = await asyncio.gather(
+            *(model.ainvoke(question, ignore_eos=True) for question in ("What is 2+2?", "Say hello."))
+        )
+        return [answer.usage_metadata["output_tokens"] for answer in answers if answer.usage_metadata]
+
+    assert asyncio.run(both()) == [40, 40]
+
+
 def test_a_batch_gives_what_single_questions_give(spec: ModelSpec, own_pool: EnginePool) -> None:
 
     model = ChatVLLM(model="plain", catalog=Catalog([spec]), pool=own_pool, temperature=0, max_tokens=12)

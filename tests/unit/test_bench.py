@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, ToolMessage
 
 from chancellor import Catalog, ChatModels, create_chancellor, errors
 from chancellor.bench import AgentTurns, Event, Load, Objectives, PerformanceMonitor, Questions, Report, Synthetic
@@ -129,8 +129,10 @@ def test_an_engine_that_was_running_keeps_running(pool: EnginePool, catalog: Cat
     pool.start(catalog["light"])
     monitor(pool, "engine", blocks=1).run()
     assert FakeEngine.closed == []
-    monitor(pool, "engine", "unquantised", blocks=1).run()
-    assert FakeEngine.closed == ["light-unquantised"]
+    PerformanceMonitor.of(
+        "engine", model="best", catalog=catalog, against="chat", workload="?", concurrency=1, pool=pool, blocks=1
+    ).run()
+    assert FakeEngine.closed == ["best"]
 
 
 def test_without_streaming_the_engines_own_clock_gives_the_first_token(pool: EnginePool) -> None:
@@ -314,6 +316,116 @@ def test_waiting_to_be_sent_counts_in_an_open_loop() -> None:
     assert latency.max > 0.3  # the twentieth waited for nineteen others
 
 
+def test_all_targets_get_the_same_arrivals() -> None:
+    class Clocked(Scripted):
+        async def send(self, ask: Ask, stopwatch: Stopwatch) -> Reply:
+            return Reply("x", 1, 1)
+
+    targets = [Clocked("a", []), Clocked("b", [])]
+    report = PerformanceMonitor(targets, [questions(rate=500.0, requests=12)], blocks=2, warmup=0).run()
+    first, other = ([(s.block, s.index, s.start_s) for s in sorted(run.samples, key=_order)] for run in report.runs)
+    assert len(first) == 24
+    for (block, index, mine), (block_too, index_too, theirs) in zip(first, other, strict=True):
+        assert (block, index) == (block_too, index_too)
+        # Both count from the segment's start, which lies some microseconds before the first arrival.
+        assert mine == pytest.approx(theirs, abs=0.005)
+    assert first[1][2] - first[0][2] != pytest.approx(first[13][2] - first[12][2], abs=1e-5)  # another block
+
+
+def _order(sample: Sample) -> tuple[int, int]:
+    return sample.block, sample.index
+
+
+def test_agents_reach_the_concurrency_that_was_asked_for() -> None:
+    target = Scripted("a", [])
+    load = Load(AgentTurns(prefix_tokens=8, turns=4, input_tokens=2, output_tokens=2), concurrency=5)
+    run = PerformanceMonitor([target], [load], blocks=1, warmup=0).run().runs[0]
+    assert (target.peak, run.requests) == (5, 2 * 5 * 4)
+    with pytest.raises(errors.WorkloadError, match="cannot keep 5 conversations in flight"):
+        Load(AgentTurns(turns=4), concurrency=5, requests=8)
+    with pytest.raises(errors.WorkloadError, match="cannot keep 8"):
+        questions(concurrency=8, requests=4)
+
+
+def test_turns_after_a_failed_one_are_counted() -> None:
+    target = Scripted("a", [], fail_every=2)
+    load = Load(AgentTurns(prefix_tokens=8, turns=4, input_tokens=2, output_tokens=2), concurrency=1, requests=4)
+    run = PerformanceMonitor([target], [load], blocks=1, warmup=0).run().runs[0]
+    assert (run.requests, run.errors) == (1, 3)
+    assert run.error_kinds == {"GenerationError": 1, "Skipped": 2}
+
+
+def test_a_target_that_fails_between_segments_costs_only_its_own() -> None:
+    class Gone(Scripted):
+        begun = 0
+
+        async def begin(self) -> bool:
+            self.begun += 1
+            if self.begun > 2:  # twice for the first segment
+                raise errors.BenchmarkError("The server is gone.")
+            return True
+
+    targets = [Scripted("a", []), Gone("b", [])]
+    report = PerformanceMonitor(targets, [questions(concurrency=1, requests=2)], blocks=3, warmup=0).run()
+    assert report.state == "complete"
+    assert {run.name: len(run.segments) for run in report.runs} == {"a": 3, "b": 1}
+    assert len(report.failures) == 2
+    assert all("server is gone" in reason for reason in report.failures.values())
+    assert len(report.ratios[0].pairs) == 1
+
+
+def test_loads_and_targets_that_would_be_mixed_up_are_refused() -> None:
+    with pytest.raises(errors.BenchmarkError, match="Two loads are called"):
+        PerformanceMonitor([Scripted("a", [])], [questions(concurrency=1), questions(concurrency=1, requests=9)])
+    free = Scripted("b", [])
+    free.fixed_length = False
+    with pytest.raises(errors.BenchmarkError, match="ends its answers when it likes"):
+        PerformanceMonitor([Scripted("a", []), free], [Load(Synthetic(8, 8), concurrency=1)])
+
+
+def test_what_is_partly_unknown_is_unknown() -> None:
+    class Forgetful(Scripted):
+        async def send(self, ask: Ask, stopwatch: Stopwatch) -> Reply:
+            self.asked.append(ask)
+            return Reply("x", 1, None if len(self.asked) % 2 else 7)
+
+    run = PerformanceMonitor(
+        [Forgetful("a", [])], [questions(concurrency=1, requests=4)], blocks=1, warmup=0, stream=False
+    ).run()
+    assert run.runs[0].requests == 4
+    assert run.runs[0].tokens_per_s is None
+    assert run.runs[0].ttft_s is None
+
+
+def test_an_agent_with_tools_is_measured(pool: EnginePool, catalog: Catalog) -> None:
+    def tool(_: Any) -> dict[str, Any]:
+        return {"messages": [ToolMessage("a result", tool_call_id="1")]}
+
+    builder = create_chancellor(catalog, generate=generation_node(ChatModels(catalog, pool=pool)), record=tool)
+    report = PerformanceMonitor.of(
+        builder.compile(name="agent"), catalog=catalog, workload="?", concurrency=1, requests=2, blocks=1
+    ).run()
+    run = report.runs[0]
+    assert (run.requests, run.errors) == (2, 0), run.error_kinds
+    assert run.output_tokens is not None
+    assert report.starts_s == {}  # it was there before
+
+
+def test_a_running_loop_and_scalars(pool: EnginePool, catalog: Catalog) -> None:
+    bench = PerformanceMonitor.of(
+        "engine", model="light", catalog=catalog, against="chat", workload="?", rates=200.0, requests=3, pool=pool
+    )
+    assert [load.label for load in bench.loads] == ["questions, 64 tokens at most at 200 requests/s"]
+
+    async def inside() -> None:
+        with pytest.raises(errors.BenchmarkError, match="event loop runs"):
+            bench.run()
+        assert (await bench.arun()).state == "complete"
+
+    asyncio.run(inside())
+    assert all(run.requests == 6 for run in bench.run().runs)  # a second run starts from nothing
+
+
 def test_goodput_counts_requests_that_keep_every_limit() -> None:
     def sample(ttft: float | None, latency: float) -> Sample:
         return Sample(block=0, index=0, start_s=0, latency_s=latency, ttft_s=ttft, output_tokens=11)
@@ -321,6 +433,10 @@ def test_goodput_counts_requests_that_keep_every_limit() -> None:
     limits = Objectives.parse(["ttft=0.5", "tpot=0.1"])
     assert limits.kept([sample(0.5, 1.5), sample(0.4, 1.5), sample(0.6, 0.7), sample(None, 0.1)]) == 1
     assert Objectives().kept([sample(0.5, 1.5)]) is None
+    assert limits.kept([sample(None, 1.0), sample(None, 0.1)]) is None  # nobody measured it
+    assert limits.kept([]) == 0
+    one_token = Sample(block=0, index=0, start_s=0, latency_s=0.3, ttft_s=0.3, output_tokens=1)
+    assert limits.kept([one_token]) == 1
     for wrong in ("ttft", "ttft=", "ttft=-1", "speed=3", "ttft=nan", "ttft=0"):
         with pytest.raises(errors.BenchmarkError, match="no latency target"):
             Objectives.parse([wrong])

@@ -478,7 +478,7 @@ def test_ratios_are_read_with_their_noise() -> None:
     [
         (make_report(state="interrupted"), "The benchmark was interrupted"),
         (make_report(state="failed"), "The benchmark failed"),
-        (make_report(failures={"stock": "It died."}), "stock did not start: It died."),
+        (make_report(failures={"stock": "It died."}), "stock failed: It died."),
         (make_report(make_run(errors=3)), "3 of 21 requests failed"),
         (make_report(silent_run()), "No request was answered by raw (128/64 at concurrency 8)"),
         (make_report(runs=[]), "Nothing was measured"),
@@ -552,7 +552,7 @@ def test_another_machine_is_told_first() -> None:
     assert "cores 2 became 16" in first
     assert "Example H100" in first
     text = " ".join(others)
-    for words in ("chancellor 0.1.0 became 0.2.0", "seed 0 became 1", "was interrupted", "raw did not start: No."):
+    for words in ("chancellor 0.1.0 became 0.2.0", "seed 0 became 1", "was interrupted", "raw failed: No."):
         assert words in text
 
 

@@ -83,8 +83,21 @@ class Target(ABC):
         """Return the model's Hugging Face tokenizer, or None where it is not at hand."""
         return None
 
-    async def forget(self) -> None:  # noqa: B027 - many targets have nothing to forget
-        """Empty the prefix cache, so that a segment does not profit from the one before."""
+    fixed_length: bool = True
+    """Whether it can be told to answer to the full length, whatever the model says."""
+    started_here: bool = True
+    """Whether `start` really started something, so that its time means something."""
+
+    async def begin(self) -> bool:
+        """Get ready for a segment, and empty the prefix cache; return whether it is known to be empty."""
+        return False
+
+    async def refresh(self) -> None:  # noqa: B027 - most targets have fresh counters at any time
+        """Read counters that have to be asked for."""
+
+    def peaks(self) -> tuple[int, float | None] | None:
+        """Return the largest batch and the highest use of the KV cache since the last call; None if nobody counts."""
+        return None
 
     def stats(self) -> EngineStats | None:
         """Return the engine's counters, or None where it has none to show. Must not block."""

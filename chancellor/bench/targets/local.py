@@ -31,7 +31,6 @@ class LocalTarget(Target):
         self.name = name
         self.pool = pool
         self._engine: Engine | None = None
-        self._mine = False
         self._use(spec)
 
     @property
@@ -60,14 +59,20 @@ class LocalTarget(Target):
         self.spec = spec
 
     async def start(self) -> None:
-        self._mine = not await self.pool.aruns(self.spec)
+        self.started_here = not await self.pool.aruns(self.spec)
         self._engine = await self.pool.aengine(self.spec)
 
     async def tokenizer(self) -> Any | None:
         return self.engine.tokenizer()
 
-    async def forget(self) -> None:
-        await self.pool.arun(self.engine.forget())
+    async def begin(self) -> bool:
+        # Asked for anew: one that died in the last segment is started here, and not in a request that is timed.
+        self._engine = await self.pool.aengine(self.spec)
+        await self.pool.arun(self._engine.forget())
+        return True
+
+    def peaks(self) -> tuple[int, float | None] | None:
+        return self._engine.peaks() if self._engine else None
 
     def stats(self) -> EngineStats | None:
         return self._engine.stats() if self._engine else None
@@ -81,7 +86,7 @@ class LocalTarget(Target):
 
     async def close(self) -> None:
         self._engine = None
-        if self._mine:  # else it was there before, for somebody else
+        if self.started_here:  # else it was there before, for somebody else
             await self.pool.astop(self.spec)
 
 
@@ -131,7 +136,7 @@ class ChatTarget(LocalTarget):
             "seed": ask.seed,
             "ignore_eos": ask.ignore_eos,
         }
-        return await ask_chat_model(self._model, ask, stopwatch, parameters)
+        return await ask_chat_model(self._model, ask, stopwatch, parameters, every_chunk=True)
 
 
 class GraphTarget(LocalTarget):
@@ -155,7 +160,7 @@ class GraphTarget(LocalTarget):
     async def send(self, ask: Ask, stopwatch: Stopwatch) -> Reply:
         graph = self._graphs[ask.ignore_eos]
         context = Context(model=self.spec.name, max_tokens=ask.max_tokens, temperature=ask.temperature, seed=ask.seed)
-        return await ask_graph(graph, ask, stopwatch, context)
+        return await ask_graph(graph, ask, stopwatch, context, every_chunk=True)
 
 
 class RawTarget(LocalTarget):
@@ -165,6 +170,11 @@ class RawTarget(LocalTarget):
     """
 
     layer = "raw"
+
+    async def start(self) -> None:
+        if self.spec.engine.kind != "vllm":
+            raise BenchmarkError(f"{self.spec.name!r} does not run in vLLM.", hint="Measure it as `engine` instead.")
+        await super().start()
 
     async def drive(self, work: Callable[[], Awaitable[T]]) -> T:
         async def here() -> T:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import operator
 import os
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
@@ -62,7 +63,6 @@ class RemoteTarget(Target):
         self.model = model
         self._load_tokenizer = tokenizer
         self._tokenizer: Any | None = None
-        self._near = parts.hostname in {"127.0.0.1", "localhost", "::1"}
         key = os.environ.get("OPENAI_API_KEY")
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._httpx = httpx
@@ -151,9 +151,13 @@ class RemoteTarget(Target):
     async def tokenizer(self) -> Any | None:
         return self._tokenizer
 
-    async def forget(self) -> None:
-        # Only vLLM's server in development mode has this; elsewhere prompts differ from segment to segment anyway.
-        await self.client.post("/reset_prefix_cache")
+    async def begin(self) -> bool:
+        self._stats = None  # peaks are those of a segment
+        try:  # only vLLM's server in development mode has this
+            emptied = await self.client.post("/reset_prefix_cache")
+        except self._httpx.HTTPError as error:
+            raise BenchmarkError(f"The server at {self.base} is gone: {str(error) or type(error).__name__}.") from error
+        return bool(emptied.is_success)
 
     async def refresh(self) -> None:
         """Read vLLM's counters from /metrics, if the server has them."""
@@ -169,7 +173,9 @@ class RemoteTarget(Target):
             field = _GAUGES.get(family.name) or _COUNTERS.get(family.name)
             for sample in family.samples:
                 if field and not sample.name.endswith("_created") and self._ours(sample.labels):
-                    found[field] = found.get(field, 0.0) + sample.value
+                    # A server with several engines has one of each: counts add up, a share does not.
+                    join = max if field == "kv_cache_usage" else operator.add
+                    found[field] = join(found.get(field, 0.0), sample.value)
         if "running" not in found:
             return
         running = int(found["running"])
