@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 QUESTION ?= What is 2+2?
 
-.PHONY: help demo test test-unit lint format lock setup clean
+.PHONY: help demo bench test test-unit lint format lock setup clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -16,7 +16,10 @@ demo: $(READY) ## Answer a question with a TorchAO int8 model in vLLM
 	@echo '$$ $(BIN)/chancellor ask "$(QUESTION)" --temperature 0'
 	@$(BIN)/chancellor ask "$(QUESTION)" --temperature 0
 
-test: $(READY) ## Run all tests, real engines included (12 minutes on 2 cores)
+bench: $(READY) ## Measure the demo model through the graph, beside the engine driven directly: build/bench.html
+	@$(BIN)/chancellor bench --against raw --json build/bench.json --report build/bench.html
+
+test: $(READY) ## Run all tests, real engines included (15 minutes on 2 cores)
 	$(BIN)/python -m pytest
 
 test-unit: $(READY) ## Run the tests that start no engine (3 minutes)

@@ -18,6 +18,7 @@ from chancellor.bench.workload import Conversation
 __all__ = ["Measurement", "measure"]
 
 _WARM_TOKENS = 8
+_POLL_S = 2.0
 _SKIPPED = "Skipped: the turn before it failed."
 
 
@@ -186,7 +187,7 @@ async def _warm_up(target: Target, load: Load, text: TextMaker, seed: str, warmu
 async def _poll(target: Target) -> None:
     """Keep the counters of a server fresh; engines of ours show theirs without asking."""
     while True:
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(_POLL_S)
         await target.refresh()
 
 

@@ -14,10 +14,11 @@ from chancellor.bench.load import Load
 from chancellor.bench.machine import Machine
 from chancellor.bench.measure import Measurement, measure
 from chancellor.bench.objectives import Objectives
+from chancellor.bench.plan import check, make_loads
 from chancellor.bench.report import Report, Sample, Segment
 from chancellor.bench.summary import compare_runs, sum_up
 from chancellor.bench.targets.base import Target
-from chancellor.bench.workload import Questions, Synthetic, Workload
+from chancellor.bench.workload import Workload
 from chancellor.catalog import Catalog
 from chancellor.engines import EnginePool, default_pool
 from chancellor.errors import BenchmarkError, ChancellorError, EngineStartError
@@ -72,21 +73,7 @@ class PerformanceMonitor:
         Raises:
             BenchmarkError: no target, no load, or less than one block.
         """
-        if not targets or not loads or blocks < 1:
-            raise BenchmarkError("A benchmark needs a target, a load and a block.", hint="Give at least one of each.")
-        if warmup is not None and warmup < 0:
-            raise BenchmarkError(f"The warm-up is {warmup} requests.", hint="Give 0 or more.")
-        labels = [load.label for load in loads]
-        if doubled := {label for label in labels if labels.count(label) > 1}:
-            raise BenchmarkError(
-                f"Two loads are called {', '.join(sorted(doubled))}.", hint="Give each once; Questions take a name."
-            )
-        free = [target.name for target in targets if not target.fixed_length]
-        if free and len(targets) > 1 and any(load.workload.ignore_eos for load in loads):
-            raise BenchmarkError(
-                f"{', '.join(free)} ends its answers when it likes, and the others would go on to their full length.",
-                hint="Compare it by questions: workload=['...'], or Questions.read(file).",
-            )
+        check(targets, loads, blocks, warmup)
         self.targets, self.loads, self.blocks = list(targets), list(loads), blocks
         self._warmup, self._stream, self._seed = warmup, stream, seed
         self._objectives = objectives or Objectives()
@@ -139,17 +126,7 @@ class PerformanceMonitor:
         Example:
             >>> PerformanceMonitor.of("graph", against=["raw"], concurrency=[1, 8]).run().ratios
         """
-        asked = workload if isinstance(workload, Workload) else _workload(workload)
-        rates = [rates] if isinstance(rates, (int, float)) else list(rates)
-        if concurrency is None:
-            concurrency = [] if rates else [1, 8]
-        loads = [
-            *(
-                Load(asked, concurrency=number, requests=requests)
-                for number in ([concurrency] if isinstance(concurrency, int) else concurrency)
-            ),
-            *(Load(asked, rate=rate, requests=requests) for rate in rates),
-        ]
+        loads = make_loads(workload, concurrency, rates, requests)
         against = [against] if isinstance(against, str) else against
         models = catalog if isinstance(catalog, Catalog) else Catalog.load(catalog)
         targets = make_targets(subject, against, catalog=models, model=model, pool=pool or default_pool())
@@ -304,12 +281,6 @@ class PerformanceMonitor:
     def _tell(self, event: Event) -> None:
         if self._on_event is not None:
             self._on_event(event)
-
-
-def _workload(questions: str | Sequence[str] | None) -> Workload:
-    if questions is None:
-        return Synthetic()
-    return Questions([questions] if isinstance(questions, str) else questions)
 
 
 async def _close(target: Target) -> None:

@@ -12,8 +12,9 @@ from chancellor.resources import ProcessTree
 
 __all__ = ["Sampler"]
 
-PERIOD_S: Final = 0.25
-"""A look takes about half a millisecond, which is 0.2 % of one core."""
+PERIOD_S: Final = 1.0
+"""Each look takes a core from the engine's threads, which wait for one another: four a second cost 2 % on two cores.
+Batch sizes and the KV cache's use are counted by the engine itself, at every step."""
 
 
 class Sampler:
@@ -30,6 +31,7 @@ class Sampler:
         self._gpu_utilization: list[float] = []
         self._kv_cache: list[float] = []
         self._running: list[int] = []
+        self._counted = False
         self._before: EngineStats | None = None
         self._after: EngineStats | None = None
         self._cpu: list[float | None] = []
@@ -38,7 +40,7 @@ class Sampler:
 
     def __enter__(self) -> Self:
         self._before = self._target.stats()
-        self._target.peaks()  # from here on
+        self._counted = self._target.peaks() is not None  # from here on
         self._mark()
         self._thread.start()
         return self
@@ -73,7 +75,7 @@ class Sampler:
             self._look()
 
     def _look(self) -> None:
-        if (stats := self._target.stats()) is not None:
+        if (stats := self._target.stats()) is not None and not self._counted:
             self._running.append(stats.running)
             if stats.kv_cache_usage is not None:
                 self._kv_cache.append(stats.kv_cache_usage)

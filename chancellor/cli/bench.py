@@ -33,8 +33,8 @@ def run(options: BenchOptions) -> None:
     for path in (options.json, options.report, options.plots / "throughput.png" if options.plots else None):
         check_writable(path)
     writers = _writers(options)  # imported now: what is missing shows before the measuring
+    targets = make_targets(options.target, options.against, catalog=catalog, model=model, pool=default_pool())
     with terminal() as user:
-        targets = make_targets(options.target, options.against, catalog=catalog, model=model, pool=default_pool())
         show = BenchProgress(user, len(loads) * options.blocks * len(targets))
         monitor = PerformanceMonitor(
             targets,

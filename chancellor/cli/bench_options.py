@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from chancellor.catalog import Catalog, ModelSpec
+from chancellor.checkpoints.shapes import Shape
 from chancellor.errors import BenchmarkError
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def catalog_of(options: BenchOptions) -> tuple[Catalog, str | None]:
     if options.model is not None:
         raise BenchmarkError("--model and --shape name two models.", hint="Give one of them.")
     name = Path(options.shape).stem if options.shape.endswith(".json") else options.shape
+    Shape.of(options.shape)  # an unknown one is an error now
     spec = ModelSpec(name=name, source=f"shape:{options.shape}", trinity=100.0, scheme=options.scheme)
     return Catalog([spec, *catalog.values()], minimum_trinity_score=catalog.minimum_trinity_score), name
 

@@ -52,7 +52,7 @@ class TransformersEngine(Engine):
         self._limit = 0
         self._inboxes: dict[str, asyncio.Queue[Any]] = {}
         self._numbers = itertools.count()
-        self._running = self._peak = 0
+        self._running = self._peak = self._recent_peak = 0
         self._produced = 0
         self._interrupted = False
 
@@ -136,6 +136,7 @@ class TransformersEngine(Engine):
                 if kind == "batch":
                     self._running = rest[0]
                     self._peak = max(self._peak, self._running)
+                    self._recent_peak = max(self._recent_peak, self._running)
                 elif kind == "pieces":
                     for identity, token, text in rest[0]:
                         self._pass_on(identity, ("piece", [[token], text]))
@@ -241,6 +242,10 @@ class TransformersEngine(Engine):
             peak_running=self._peak,
             output_tokens=self._produced,
         )
+
+    def peaks(self) -> tuple[int, float | None] | None:
+        seen, self._recent_peak = self._recent_peak, self._running
+        return seen, None
 
     def tokenizer(self) -> Any | None:
         return self._tokenizer
