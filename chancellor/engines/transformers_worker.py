@@ -20,8 +20,10 @@ from chancellor.quantization.schemes import Scheme
 
 __all__ = ["Question", "WorkerOptions", "work"]
 
-_GATHER_S: Final = 0.003
+_GATHER_S: Final = 0.01
 """Requests that arrive this shortly after one another make one batch."""
+_ALONE_S: Final = 0.003
+"""The same where the last batch was one request, and another is not expected."""
 
 
 class WorkerOptions(NamedTuple):
@@ -98,6 +100,7 @@ class _Worker:
         self.model.generation_config = GenerationConfig()
         self.pad = int(self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0)
         self.waiting: deque[Question] = deque()
+        self.size = 0  # of the last batch
         self.arrived = threading.Condition()
         self.aborted: set[str] = set()
 
@@ -122,7 +125,7 @@ class _Worker:
             seen = -1
             while seen < len(self.waiting) < self.options.max_batch:
                 seen = len(self.waiting)
-                self.arrived.wait(_GATHER_S)
+                self.arrived.wait(_GATHER_S if max(seen, self.size) > 1 else _ALONE_S)
             first, others = self.waiting[0], deque[Question]()
             batch: list[Question] = []
             while self.waiting:
@@ -131,6 +134,7 @@ class _Worker:
                 fits = alike and len(batch) < self.options.max_batch
                 (batch if fits else others).append(question)
             self.waiting = others
+            self.size = len(batch)
             return batch
 
     def answer(self, batch: list[Question]) -> None:

@@ -51,15 +51,15 @@ class RemoteTarget(Target):
 
         Raises:
             BenchmarkError: it is no http URL.
-            MissingDependencyError: httpx is not installed.
+            MissingDependencyError: aiohttp is not installed.
         """
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise BenchmarkError(f"{url!r} is no URL of a server.", hint="Give e.g. http://127.0.0.1:8000.")
         try:
-            import httpx
+            import aiohttp
         except ImportError as error:
-            raise MissingDependencyError.of("httpx", "bench") from error
+            raise MissingDependencyError.of("aiohttp", "bench") from error
         self.name = name or parts.netloc.rsplit("@", 1)[-1]
         self.base = url.rstrip("/").removesuffix("/v1")
         self.model = model
@@ -67,8 +67,9 @@ class RemoteTarget(Target):
         self._tokenizer: Any | None = None
         key = os.environ.get("OPENAI_API_KEY")
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._httpx = httpx
-        self._client: httpx.AsyncClient | None = None
+        # As vLLM's own bench client: httpx takes more of a machine that the server may have to share.
+        self._aiohttp = aiohttp
+        self._client: aiohttp.ClientSession | None = None
         self._stats: EngineStats | None = None
 
     @property
@@ -87,19 +88,19 @@ class RemoteTarget(Target):
         return self._client
 
     async def start(self) -> None:
-        httpx = self._httpx
-        self._client = httpx.AsyncClient(
-            base_url=self.base,
+        aiohttp = self._aiohttp
+        self._client = aiohttp.ClientSession(
+            self.base,
             headers=self._headers,
             # As long as an answer may take; a server that does not accept a connection is reported at once.
-            timeout=httpx.Timeout(None, connect=10.0),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
+            connector=aiohttp.TCPConnector(limit=0),
         )
         try:
-            listed = await self.client.get("/v1/models")
-            listed.raise_for_status()
-            models = [entry["id"] for entry in listed.json()["data"]]
-        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            async with self.client.get("/v1/models") as listed:
+                listed.raise_for_status()
+                models = [entry["id"] for entry in (await listed.json())["data"]]
+        except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError) as error:
             raise BenchmarkError(
                 f"The server at {self.base} does not list its models: {error or type(error).__name__}.",
                 hint="Check that it runs, its address, and OPENAI_API_KEY if it wants a key.",
@@ -126,19 +127,16 @@ class RemoteTarget(Target):
         }
         if ask.ignore_eos:
             body["ignore_eos"] = True
-        if not ask.stream:
-            response = await self.client.post("/v1/chat/completions", json=body)
-            if response.status_code != self._httpx.codes.OK:
-                raise GenerationError(f"HTTP {response.status_code}", hint=response.text[:500])
-            content = response.json()
-            return _reply(str(content["choices"][0]["message"].get("content") or ""), content.get("usage"))
-        body["stream_options"] = {"include_usage": True}
+        if ask.stream:
+            body["stream_options"] = {"include_usage": True}
         text: list[str] = []
         usage: dict[str, Any] | None = None
-        async with self.client.stream("POST", "/v1/chat/completions", json=body) as response:
-            if response.status_code != self._httpx.codes.OK:
-                await response.aread()
-                raise GenerationError(f"HTTP {response.status_code}", hint=response.text[:500])
+        async with self.client.post("/v1/chat/completions", json=body) as response:
+            if not response.ok:
+                raise GenerationError(f"HTTP {response.status}", hint=(await response.text())[:500] or None)
+            if not ask.stream:
+                content = await response.json()
+                return _reply(str(content["choices"][0]["message"].get("content") or ""), content.get("usage"))
             async for event in _events(response):
                 if "error" in event:
                     raise GenerationError("The server ended the stream with an error.", hint=str(event["error"])[:500])
@@ -156,21 +154,21 @@ class RemoteTarget(Target):
     async def begin(self) -> bool:
         self._stats = None  # peaks are those of a segment
         try:  # only vLLM's server in development mode has this
-            emptied = await self.client.post("/reset_prefix_cache")
-        except self._httpx.HTTPError as error:
+            async with self.client.post("/reset_prefix_cache") as emptied:
+                return bool(emptied.ok)
+        except (self._aiohttp.ClientError, OSError) as error:
             raise BenchmarkError(f"The server at {self.base} is gone: {str(error) or type(error).__name__}.") from error
-        return bool(emptied.is_success)
 
     async def refresh(self) -> None:
         """Read vLLM's counters from /metrics, if the server has them."""
         try:
             from prometheus_client.parser import text_string_to_metric_families
 
-            response = await self.client.get("/metrics", timeout=5.0)
+            async with self.client.get("/metrics") as response:
+                lines = (await response.text()).splitlines(keepends=True) if response.ok else []
             # A server has thousands of lines, and parsing takes from the machine that is measured.
-            text = "".join(line for line in response.text.splitlines(keepends=True) if _WANTED.match(line))
-            families = list(text_string_to_metric_families(text)) if response.is_success else []
-        except (ImportError, ValueError, self._httpx.HTTPError):
+            families = list(text_string_to_metric_families("".join(line for line in lines if _WANTED.match(line))))
+        except (ImportError, ValueError, OSError, self._aiohttp.ClientError):
             return
         found: dict[str, float] = {}
         for family in families:
@@ -199,16 +197,13 @@ class RemoteTarget(Target):
     async def close(self) -> None:
         client, self._client = self._client, None
         if client is not None:
-            await client.aclose()
+            await client.close()
 
 
 async def _events(response: Any) -> AsyncIterator[dict[str, Any]]:
-    """Yield the JSON of each server-sent event; OpenAI's dialect has one line an event, and [DONE] last.
-
-    Of bytes: httpx's own lines cost more, on a machine that the server may have to share.
-    """
+    """Yield the JSON of each server-sent event; OpenAI's dialect has one line an event, and [DONE] last."""
     rest = b""
-    async for chunk in response.aiter_bytes():
+    async for chunk in response.content.iter_any():
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             if line.startswith(_DATA) and (payload := line[len(_DATA) :].strip()) != b"[DONE]":
