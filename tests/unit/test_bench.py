@@ -529,7 +529,8 @@ def test_what_cannot_be_compared_says_so(pool: EnginePool, catalog: Catalog) -> 
         make("http://")
     with pytest.raises(errors.BenchmarkError, match="target is a server"):
         make("http://127.0.0.1:1", "raw", model=None)
-    for wrong in ({"blocks": 0}, {"warmup": -1}):
+    wrongs: list[dict[str, Any]] = [{"blocks": 0}, {"warmup": -1}]
+    for wrong in wrongs:
         with pytest.raises(errors.BenchmarkError):
             PerformanceMonitor([Scripted("a", [])], [questions(concurrency=1)], **wrong)
     with pytest.raises(errors.BenchmarkError):
