@@ -130,7 +130,14 @@ def test_an_interrupted_command_keeps_and_reports_what_it_has(tiny_catalog: str,
         *("--requests", "4", "--output-tokens", "64", "--blocks", "500"),
         *("--json", str(file), "--report", str(page)),
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore it, and hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         deadline = time.monotonic() + 300
         while not file.exists():
