@@ -1,5 +1,6 @@
 """The third node: the chosen model answers."""
 
+import contextvars
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,5 +70,11 @@ def _listener(state: Mapping[str, Any]) -> progress.Listener:
         write = get_stream_writer()
     except (RuntimeError, KeyError, AttributeError):  # outside of a graph
         return lambda _: None
-    name = state["decision"]["model"]
-    return lambda step: write(step) if step["model"] == name else None
+    name, context = state["decision"]["model"], contextvars.copy_context()
+
+    def listen(step: progress.Progress) -> None:
+        if step["model"] == name:
+            # The writer looks up its run in the context, and an engine starts in one of its own.
+            context.copy().run(write, step)
+
+    return listen
