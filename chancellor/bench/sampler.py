@@ -13,7 +13,7 @@ from chancellor.resources import ProcessTree
 __all__ = ["Sampler"]
 
 PERIOD_S: Final = 1.0
-"""Each look takes a core from the engine's threads, which wait for one another: four a second cost 2 % on two cores.
+"""Seldom, as a look takes a core from the engine's threads, which wait for one another.
 Batch sizes and the KV cache's use are counted by the engine itself, at every step."""
 
 
