@@ -3,15 +3,16 @@
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from chancellor.bench.workload import Conversation, Workload
 from chancellor.errors import WorkloadError
 
 __all__ = ["Load", "closed_loop", "open_loop"]
 
-Converse = Callable[[int, Conversation, float], Awaitable[None]]
+Converse = Callable[[int, Conversation, float], Coroutine[Any, Any, None]]
 """Runs one conversation: its number, itself, and when it was due on time.perf_counter's clock."""
 
 
@@ -103,5 +104,5 @@ async def open_loop(
             if max_s is not None and due - began > max_s:
                 return
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            group.create_task(converse(number, conversation, due))  # type: ignore[arg-type]
+            group.create_task(converse(number, conversation, due))
             due += rng.expovariate(rate)

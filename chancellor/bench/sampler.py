@@ -108,7 +108,7 @@ class Sampler:
 
     def _cpu_utilization(self) -> float | None:
         used = _difference(self._cpu)
-        elapsed = self._times[-1] - self._times[0]
+        elapsed = self._times[-1] - self._times[0] if self._times else 0.0  # interrupted before it began
         return used / elapsed if used is not None and used >= 0 and elapsed > 0 else None
 
     def _grown(self, counter: str) -> int | None:
