@@ -1,9 +1,12 @@
 """The quantisation schemes, each by its name and the TorchAO config behind it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from chancellor.errors import MissingDependencyError, UnknownChoiceError
+from chancellor.errors import MissingDependencyError, QuantizationError, UnknownChoiceError
+from chancellor.quantization.int4 import GROUP_SIZE
+from chancellor.quantization.weights import GROUP_SIZES, quantize_weight
 
 if TYPE_CHECKING:
     import torch
@@ -11,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEMES", "Scheme", "SchemeName"]
 
-SchemeName = Literal["int8", "int8wo"]
+SchemeName = Literal["int8", "int8wo", "fp8", "int4wo", "int4fp8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,29 +40,52 @@ class Scheme:
         except KeyError:
             raise UnknownChoiceError.of("scheme", name, SCHEMES) from None
 
-    def config(self) -> "AOBaseConfig":
-        """Return the TorchAO config: scales per output row, and inductor's settings left alone."""
+    def config(self, *, group_size: int | None = None) -> "AOBaseConfig":
+        """Return the TorchAO config: scales per output row or group, and inductor's settings left alone.
+
+        Args:
+            group_size: weights that share a scale, where the scheme has groups; None is 128.
+        """
         try:
             from torchao import quantization
         except ImportError as error:
             raise MissingDependencyError.of("torchao") from error
-        build: Any = getattr(quantization, self.torchao_type)
-        # TorchAO would turn on inductor's autotuning for the whole process: minutes of compile at engine start.
-        # And 0.17 would take version 1 by default, whose tensors cannot be saved as safetensors.
-        config: AOBaseConfig = build(set_inductor_config=False, version=2)
+        options: dict[str, Any] = {}
+        if self.name in ("int8", "int8wo"):
+            options["version"] = 2  # 0.17 would take version 1, whose tensors cannot be saved as safetensors
+        elif self.name == "fp8":
+            options["granularity"] = quantization.PerRow()  # TorchAO's own choice loads wrongly into fused layers
+        elif self.name == "int4wo":
+            options["group_size"] = group_size or GROUP_SIZE
+        elif self.name == "int4fp8":
+            options["int4_packing_format"] = "plain"
+        if self.name != "int4fp8":
+            # TorchAO would turn on inductor's autotuning for the whole process: minutes of compile at engine start.
+            options["set_inductor_config"] = False
+        config: AOBaseConfig = getattr(quantization, self.torchao_type)(**options)
         return config
+
+    def config_for(self, columns: Iterable[int]) -> "AOBaseConfig":
+        """Return the TorchAO config for layers with these numbers of inputs: with the largest groups that fit all.
+
+        Raises:
+            QuantizationError: no group size does.
+        """
+        if self.name != "int4wo":
+            return self.config()
+        columns = set(columns)
+        for size in GROUP_SIZES:
+            if all(count % size == 0 for count in columns):
+                return self.config(group_size=size)
+        odd = next(count for count in sorted(columns) if count % GROUP_SIZES[-1])
+        raise QuantizationError(
+            f"A row of {odd} weights has no whole number of groups of {GROUP_SIZES[-1]}.",
+            hint="Skip the layer, or use a scheme with a scale per row (int8, int8wo, fp8).",
+        )
 
     def quantize(self, weight: "torch.Tensor") -> "torch.Tensor":
         """Return the weight of a linear layer, shape (out, in), as TorchAO's tensor of this scheme."""
-        import torch
-        from torchao.quantization import quantize_
-
-        # TorchAO wants a module, and for some schemes one that is inside of another.
-        layers = torch.nn.Sequential(torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta"))
-        layers[0].weight = torch.nn.Parameter(weight, requires_grad=False)
-        quantize_(layers, self.config())
-        quantized: torch.Tensor = layers[0].weight.data
-        return quantized
+        return quantize_weight(weight, self.config_for([weight.shape[1]]))
 
     def quantize_model(self, model: "torch.nn.Module") -> None:
         """Quantise the linear layers of a loaded model in place, but for its output layer."""
@@ -83,5 +109,23 @@ SCHEMES: Final[dict[str, Scheme]] = {
             1.0,
         ),
         Scheme("int8wo", "int8 weights per row, activations as they are", "Int8WeightOnlyConfig", 1.0),
+        Scheme(
+            "fp8",
+            "float8 weights per row, dynamic float8 activations per token",
+            "Float8DynamicActivationFloat8WeightConfig",
+            1.0,
+        ),
+        Scheme(
+            "int4wo",
+            "int4 weights in groups of 128, activations as they are",
+            "Int4WeightOnlyConfig",
+            0.5,
+        ),
+        Scheme(
+            "int4fp8",
+            "int4 weights in groups of 128, dynamic float8 activations per token",
+            "Float8DynamicActivationInt4WeightConfig",
+            0.5,
+        ),
     )
 }

@@ -1,0 +1,66 @@
+"""One weight, quantised as a TorchAO config says: on any machine, also where TorchAO's own way wants a GPU."""
+
+from typing import TYPE_CHECKING, Any, Final
+
+from chancellor.quantization.int4 import GROUP_SIZE, quantize_int4
+
+if TYPE_CHECKING:
+    import torch
+    from torchao.core.config import AOBaseConfig
+
+__all__ = ["GROUP_SIZES", "quantize_weight"]
+
+GROUP_SIZES: Final = (128, 64, 32)
+"""Sizes that int4 groups may have, the preferred one first."""
+
+
+def quantize_weight(weight: "torch.Tensor", config: "AOBaseConfig") -> "torch.Tensor":
+    """Return the weight of a linear layer, shape (out, in), as TorchAO's tensor for `config`."""
+    import torch
+    from torchao.quantization import (
+        Float8DynamicActivationFloat8WeightConfig,
+        Float8DynamicActivationInt4WeightConfig,
+        Int4WeightOnlyConfig,
+        quantize_,
+    )
+
+    if isinstance(config, Int4WeightOnlyConfig) and _is_plain(config):
+        return quantize_int4(weight, config.group_size)
+    if isinstance(config, Float8DynamicActivationInt4WeightConfig) and _is_plain(config):
+        return quantize_int4(weight, GROUP_SIZE, float8_activations=True)
+    if isinstance(config, Float8DynamicActivationFloat8WeightConfig) and not torch.cuda.is_available():
+        return _float8(weight, config)
+    # TorchAO wants a module, and for some schemes one that is inside of another.
+    layers = torch.nn.Sequential(torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta"))
+    layers[0].weight = torch.nn.Parameter(weight, requires_grad=False)
+    quantize_(layers, config)
+    quantized: torch.Tensor = layers[0].weight.data
+    return quantized
+
+
+def _is_plain(config: Any) -> bool:
+    packing = config.int4_packing_format
+    return str(getattr(packing, "value", packing)) == "plain"
+
+
+def _float8(weight: "torch.Tensor", config: Any) -> "torch.Tensor":
+    """Do what TorchAO's transform does after it has asked for a GPU."""
+    from torchao.quantization import Float8Tensor
+    from torchao.quantization.quantize_.workflows import QuantizeTensorToFloat8Kwargs
+
+    activations, weights = config.granularity
+    tensor: torch.Tensor = Float8Tensor.from_hp(
+        weight,
+        float8_dtype=config.weight_dtype,
+        granularity=weights,
+        mm_config=config.mm_config,
+        kernel_preference=config.kernel_preference,
+        act_quant_kwargs=QuantizeTensorToFloat8Kwargs(
+            config.activation_dtype,
+            activations,
+            hp_value_lb=config.activation_value_lb,
+            hp_value_ub=config.activation_value_ub,
+            kernel_preference=config.kernel_preference,
+        ),
+    )
+    return tensor
