@@ -47,6 +47,10 @@ class EngineOptions(BaseModel):
     """Most requests in one batch; None is 64 on a CPU, 256 on a GPU."""
     enforce_eager: bool | None = None
     """Run without torch.compile and CUDA graphs; None is True on a CPU, where compiling takes minutes."""
+    kernels: Literal["vllm", "torchao"] = "vllm"
+    """What multiplies with TorchAO's weights in vLLM: vLLM's own kernels, or TorchAO's, which is vLLM's stock path."""
+    quantize_lm_head: bool = False
+    """Quantise the output layer as well, after it was loaded; the embedding stays as it is."""
     vllm: dict[str, Any] = {}
     """Further arguments for vLLM's AsyncEngineArgs; they win over everything above."""
 

@@ -10,7 +10,6 @@ from chancellor.bench.targets.langchain import ChatModelTarget, CompiledGraphTar
 from chancellor.bench.targets.local import LAYERS, Layer, LocalTarget, local_target
 from chancellor.bench.targets.remote import RemoteTarget
 from chancellor.catalog import Catalog, ModelSpec
-from chancellor.checkpoints.shapes import SHAPE
 from chancellor.engines import EnginePool
 from chancellor.errors import BenchmarkError, UnknownChoiceError
 
@@ -116,9 +115,7 @@ def _variant(name: str, spec: ModelSpec) -> ModelSpec:
                 f"{spec.name} is not quantised, so TorchAO has no part in it.",
                 hint="Leave --against stock out, or name a model with a scheme.",
             )
-        # A shape is quantised at load, by the stock path: vLLM's own default seed only makes it an engine of its own.
-        stock = {"seed": 0} if spec.source.startswith(SHAPE) else {"quantization": "torchao"}
-        options: dict[str, Any] = {"vllm": {**spec.engine.vllm, **stock}}
+        options: dict[str, Any] = {"kernels": "torchao", "quantize_lm_head": False}
     else:
         options = {"kind": "transformers", "vllm": {}}
     return spec.model_copy(update={"name": f"{spec.name}-{name}", "engine": spec.engine.model_copy(update=options)})

@@ -1,7 +1,6 @@
 """From a catalog entry to the arguments and environment of a vLLM engine."""
 
 import copy
-import json
 import os
 from typing import TYPE_CHECKING, Any, Final
 
@@ -9,8 +8,8 @@ from chancellor.catalog import ModelSpec
 from chancellor.checkpoints.inspect import read_json
 from chancellor.engines.hardware import cpu_ids, gpu_count
 from chancellor.engines.logs import LOG_VARIABLE, log_file, vllm_logging_config
+from chancellor.errors import QuantizationError
 from chancellor.quantization.prepare import Prepared
-from chancellor.quantization.schemes import Scheme
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -60,7 +59,9 @@ def engine_args(spec: ModelSpec, prepared: Prepared, dtype: str) -> "AsyncEngine
     elif prepared.folder.suffix != ".gguf" and not spec.allow_pickle:
         arguments["load_format"] = "safetensors"
     if prepared.quantize_at_load is not None:
-        arguments |= _quantized_at_load(prepared.quantize_at_load)
+        arguments["quantization"] = f"torchao-{prepared.quantize_at_load}"  # of our plug-in
+    if plug_in := _plug_in_options(spec, prepared):
+        arguments["additional_config"] = {"chancellor": plug_in}
     return AsyncEngineArgs(**_with_options(arguments, options.vllm))
 
 
@@ -80,19 +81,30 @@ def process_environment() -> dict[str, str]:
     return variables
 
 
-def _quantized_at_load(scheme: str) -> dict[str, Any]:
-    """Return the arguments by which vLLM quantises what it has loaded; the whole model is there once unquantised."""
-    from torchao.core.config import config_to_dict
+def _plug_in_options(spec: ModelSpec, prepared: Prepared) -> dict[str, Any]:
+    """Return what our plug-in for vLLM is told, beyond its defaults.
 
-    config = json.dumps(config_to_dict(Scheme.of(scheme).config()))
-    return {"quantization": "torchao", "hf_overrides": {"quantization_config_dict_json": config}}
+    Raises:
+        QuantizationError: the output layer of an unquantised model is to be quantised.
+    """
+    options: dict[str, Any] = {}
+    if spec.engine.kernels != "vllm":
+        options["kernels"] = spec.engine.kernels
+    if spec.engine.quantize_lm_head:
+        if prepared.scheme is None:
+            raise QuantizationError(
+                f"{spec.name} has quantize_lm_head, but is not quantised.",
+                hint="Give it a scheme, or leave quantize_lm_head out.",
+            )
+        options["quantize_lm_head"] = True
+    return options
 
 
 def _with_options(arguments: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments with the user's in front of ours; overrides of config.json are merged."""
+    """Return the arguments with the user's in front of ours; options for plug-ins are merged."""
     options = copy.deepcopy(options)  # vLLM writes into the dictionaries, which are part of a frozen catalog entry
-    ours, theirs = arguments.get("hf_overrides"), options.get("hf_overrides")
-    merged = {"hf_overrides": {**ours, **theirs}} if isinstance(ours, dict) and isinstance(theirs, dict) else {}
+    ours, theirs = arguments.get("additional_config"), options.get("additional_config")
+    merged = {"additional_config": {**ours, **theirs}} if isinstance(ours, dict) and isinstance(theirs, dict) else {}
     return {**arguments, **options, **merged}
 
 

@@ -22,9 +22,11 @@ from chancellor.quantization.manifest import Manifest
 from chancellor.quantization.reader import CheckpointReader, open_reader
 from chancellor.quantization.schemes import Scheme
 from chancellor.quantization.shards import ShardWriter
+from chancellor.quantization.weights import quantize_weight
 
 if TYPE_CHECKING:
     import torch
+    from torchao.core.config import AOBaseConfig
 
 __all__ = ["quantize", "write_checkpoint"]
 
@@ -166,6 +168,7 @@ def _write(
     shapes = reader.shapes()
     linear, kept = _linear_layers(folder, config, trust_remote_code=trust_remote_code) if scheme else (set(), [])
     chosen = {f"{layer}.weight" for layer in linear} & shapes.keys()
+    how: AOBaseConfig | None = None
     if scheme:
         if not chosen:
             raise QuantizationError(
@@ -180,14 +183,15 @@ def _write(
                 f"Only {share:.0%} of the weights of {name} are in linear layers that TorchAO quantises.",
                 hint="Mixtures of experts keep theirs elsewhere: serve this model without a scheme.",
             )
-        config["quantization_config"] = TorchAoConfig(scheme.config(), modules_to_not_convert=kept or None).to_dict()
+        how = scheme.config_for(shapes[one][1] for one in chosen)
+        config["quantization_config"] = TorchAoConfig(how, modules_to_not_convert=kept or None).to_dict()
     sizes = {tensor_name: math.prod(shape) for tensor_name, shape in shapes.items()}
     _check_space(folder, sizes, chosen, scheme)
-    shards = ShardWriter(folder, _metadata(shapes, chosen, scheme, compute))
+    shards = ShardWriter(folder, _metadata(shapes, chosen, how, compute))
     for done, (tensor_name, tensor) in enumerate(reader.tensors(), start=1):
         progress.report("quantize", name, "quantising" if scheme else "converting", done, len(shapes))
-        if scheme and tensor_name in chosen:
-            shards.add(tensor_name, scheme.quantize(tensor.to(compute)))
+        if how is not None and tensor_name in chosen:
+            shards.add(tensor_name, quantize_weight(tensor.to(compute), how))
         else:
             # Loaders of quantised checkpoints do not all convert. What differs from the model's own type does so
             # on purpose: routers and norms that stay in float32.
@@ -224,10 +228,10 @@ def _stays(name: str, kept: list[str]) -> bool:
 
 
 def _metadata(
-    shapes: dict[str, tuple[int, ...]], chosen: set[str], scheme: Scheme | None, compute: "torch.dtype"
+    shapes: dict[str, tuple[int, ...]], chosen: set[str], how: "AOBaseConfig | None", compute: "torch.dtype"
 ) -> dict[str, str]:
     """Return TorchAO's description of every tensor of the checkpoint, made from tensors without storage."""
-    if scheme is None:
+    if how is None:
         return {}
     import torch
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
@@ -235,7 +239,7 @@ def _metadata(
     outlines: dict[str, torch.Tensor] = {}
     for name, shape in shapes.items():
         outline = torch.empty(shape, dtype=compute, device="meta")
-        outlines[name] = scheme.quantize(outline) if name in chosen else outline
+        outlines[name] = quantize_weight(outline, how) if name in chosen else outline
     metadata: dict[str, str] = flatten_tensor_state_dict(outlines)[1]
     return metadata
 

@@ -98,7 +98,8 @@ def cases(schemes: list[str], seed: int) -> Iterator[tuple[str, int, int, int, b
 
 def measure(schemes: list[str], seed: int) -> list[dict[str, Any]]:
     """Return a row of figures for each case; `worst` is the largest error as a share of its bound."""
-    found, made = [], {}
+    found: list[dict[str, Any]] = []
+    made: dict[tuple[Any, ...], Any] = {}
     for scheme, rows, columns, batch, serialized in cases(schemes, seed):
         key = (scheme, rows, columns, serialized)
         if key not in made:
@@ -166,7 +167,7 @@ def main() -> None:
         rows = [row for row in found if row["scheme"] == scheme]
         kernels = ", ".join(sorted({row["kernel"] for row in rows}))
         worst, middle = max(row["worst"] for row in rows), sorted(row["relative"] for row in rows)[len(rows) // 2]
-        print(f"{scheme}: {len(rows)} cases on {kernels}; error at most {worst:.2f} of its bound, {middle:.4f} relative")
+        print(f"{scheme}: {len(rows)} cases on {kernels}; error / bound {worst:.2f}, relative {middle:.4f}")
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -13,7 +13,7 @@ from chancellor.checkpoints import fetch, find
 from chancellor.checkpoints.shapes import Shape, _count, _known
 from chancellor.checkpoints.vocabulary import write_tokenizer
 from chancellor.engines.prompt import render
-from chancellor.engines.vllm_args import _quantized_at_load, _with_options
+from chancellor.engines.vllm_args import _with_options
 from chancellor.quantization.prepare import parameters_of, prepare
 from chancellor.settings import settings
 
@@ -215,16 +215,13 @@ def test_there_is_nothing_to_quantise(tmp_path: Path) -> None:
 
 
 def test_the_users_options_win_and_are_left_alone() -> None:
-    ours = {"a": 1, **_quantized_at_load("int8wo")}
-    options = {"a": 2, "hf_overrides": {"rope_theta": 1.0, "deep": {"x": 1}}}
+    ours = {"a": 1, "additional_config": {"chancellor": {"kernels": "torchao"}}}
+    options = {"a": 2, "hf_overrides": {"deep": {"x": 1}}, "additional_config": {"other": {"y": 1}}}
     arguments = _with_options(ours, options)
-    assert (arguments["a"], arguments["quantization"]) == (2, "torchao")
-    assert set(arguments["hf_overrides"]) == {"quantization_config_dict_json", "rope_theta", "deep"}
-    config = json.loads(arguments["hf_overrides"]["quantization_config_dict_json"])
-    assert (config["_type"], config["_version"]) == ("Int8WeightOnlyConfig", 2)
-    assert config["_data"]["set_inductor_config"] is False
+    assert arguments["a"] == 2
+    assert arguments["additional_config"] == {"chancellor": {"kernels": "torchao"}, "other": {"y": 1}}
     arguments["hf_overrides"]["deep"]["x"] = 2  # as vLLM does
-    assert options["hf_overrides"] == {"rope_theta": 1.0, "deep": {"x": 1}}
+    assert options["hf_overrides"] == {"deep": {"x": 1}}
     assert _with_options({"a": 1}, {"hf_overrides": W8A8}) == {"a": 1, "hf_overrides": W8A8}
 
 
@@ -235,9 +232,9 @@ def test_the_catalog_for_an_h100() -> None:
     own = "compressed-tensors"
     assert schemes == {
         "bf16": None,
-        "torchao-int8": "int8",
-        "torchao-int8wo": "int8wo",
-        "torchao-fp8-row": "torchao",
+        **{scheme: scheme for scheme in ("int8", "int8wo", "fp8", "int4wo", "int4fp8")},
+        **{f"{scheme}-lm-head": scheme for scheme in ("int8", "fp8", "int4wo", "int4fp8")},
+        **{f"stock-{scheme}": scheme for scheme in ("int8", "int8wo", "fp8")},
         "vllm-int8-w8a8": own,
         "vllm-w8a16": own,
         "vllm-w4a16": own,

@@ -17,13 +17,13 @@ from chancellor.quantization.vllm_plugin.rules import config_of
 
 __all__ = ["AT_LOAD", "KernelConfig", "options"]
 
-_OPTIONS: Final = {"torchao": ("kernels", "stock"), "quantize_lm_head": (False, True)}
+_OPTIONS: Final = {"kernels": ("vllm", "torchao"), "quantize_lm_head": (False, True)}
 
 
 def options() -> dict[str, Any]:
     """Return the options that vLLM was started with under `--additional-config '{"chancellor": {...}}'`.
 
-    torchao: "kernels" (the default) or "stock", which leaves everything to vLLM's own path.
+    kernels: "vllm" (the default), or "torchao", which is what vLLM does without this plug-in.
     quantize_lm_head: whether the output layer is quantised as well; False by default.
 
     Raises:
@@ -56,7 +56,7 @@ class KernelConfig(TorchAOConfig):  # type: ignore[misc]
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
         chosen = options()
-        if chosen["torchao"] == "stock":
+        if chosen["kernels"] == "torchao":
             return super().get_quant_method(layer, prefix)
         if isinstance(layer, ParallelLMHead):
             return self._head() if chosen["quantize_lm_head"] else None

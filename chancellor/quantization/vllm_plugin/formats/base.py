@@ -110,12 +110,12 @@ def plain_weight(weight: torch.Tensor, kind: str, block: tuple[int, ...]) -> Any
         if getattr(tensor, name, None) is not None:
             raise UnusableWeightError(
                 f"This {kind} scales its inputs by {name}, which vLLM's kernels do not. Serve it on TorchAO's path: "
-                """--additional-config '{"chancellor": {"torchao": "stock"}}'."""
+                """--additional-config '{"chancellor": {"kernels": "torchao"}}'."""
             )
     zero_point = getattr(tensor, "zero_point", None)
     if zero_point is not None and bool(zero_point.any()):
         raise UnusableWeightError(
             f"This {kind} is asymmetric: its zero points are not zero. Quantise the original again, symmetrically, or "
-            """serve it on TorchAO's path: --additional-config '{"chancellor": {"torchao": "stock"}}'."""
+            """serve it on TorchAO's path: --additional-config '{"chancellor": {"kernels": "torchao"}}'."""
         )
     return tensor
