@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import torch
     from torchao.core.config import AOBaseConfig
 
-__all__ = ["GROUP_SIZES", "quantize_weight"]
+__all__ = ["GROUP_SIZES", "mend_rows_of_zeros", "quantize_weight"]
 
 GROUP_SIZES: Final = (128, 64, 32)
 """Sizes that int4 groups may have, the preferred one first."""
@@ -29,13 +29,31 @@ def quantize_weight(weight: "torch.Tensor", config: "AOBaseConfig") -> "torch.Te
     if isinstance(config, Float8DynamicActivationInt4WeightConfig) and _is_plain(config):
         return quantize_int4(weight, GROUP_SIZE, float8_activations=True)
     if isinstance(config, Float8DynamicActivationFloat8WeightConfig) and not torch.cuda.is_available():
-        return _float8(weight, config)
+        return mend_rows_of_zeros(_float8(weight, config))
     # TorchAO wants a module, and for some schemes one that is inside of another.
     layers = torch.nn.Sequential(torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta"))
     layers[0].weight = torch.nn.Parameter(weight, requires_grad=False)
     quantize_(layers, config)
     quantized: torch.Tensor = layers[0].weight.data
-    return quantized
+    return mend_rows_of_zeros(quantized)
+
+
+def mend_rows_of_zeros(weight: "torch.Tensor") -> "torch.Tensor":
+    """Return TorchAO's float8 tensor with zeros where it has divided zero by zero; others as they are.
+
+    A row of zeros, as in the padding of a vocabulary, has no largest value to take the scale from.
+    """
+    import torch
+
+    tensor: Any = weight
+    if type(weight).__name__ != "Float8Tensor" or tensor.qdata.is_meta:
+        return weight
+    dead = tensor.scale == 0
+    if dead.shape[-1] == 1 and bool(dead.any()):
+        values = tensor.qdata.view(torch.uint8)
+        tensor.qdata = values.masked_fill(dead, 0).view(tensor.qdata.dtype)
+        tensor.scale = tensor.scale.masked_fill(dead, 1.0)
+    return weight
 
 
 def _is_plain(config: Any) -> bool:

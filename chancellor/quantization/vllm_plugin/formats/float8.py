@@ -13,6 +13,7 @@ from chancellor.quantization.vllm_plugin.formats.base import (
     install,
     plain_weight,
 )
+from chancellor.quantization.weights import mend_rows_of_zeros
 
 __all__ = ["Float8Format"]
 
@@ -61,7 +62,7 @@ class Float8Format(WeightFormat):
         }
 
     def split(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-        tensor = plain_weight(weight, "Float8Tensor", (1, weight.shape[1]))
+        tensor: Any = mend_rows_of_zeros(plain_weight(weight, "Float8Tensor", (1, weight.shape[1])))
         return {"weight": tensor.qdata, "weight_scale": tensor.scale.reshape(-1, 1).float()}
 
     def place(self, layer: torch.nn.Module, parts: Mapping[str, torch.Tensor]) -> None:
