@@ -5,6 +5,7 @@ python tests/integration/kernel_errors.py --schemes int8,int4wo --json FILE
 
 import argparse
 import json
+import os
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -131,22 +132,26 @@ def measure(schemes: list[str], seed: int) -> list[dict[str, Any]]:
     return found
 
 
-def start(dtype: torch.dtype, stack: ExitStack) -> None:
-    """Make this process a vLLM worker of one rank, until the stack is closed."""
+def start(dtype: torch.dtype, stack: ExitStack, *, ranks: int = 1, rank: int = 0, meeting: str = "") -> None:
+    """Make this process a vLLM worker, until the stack is closed; the ranks meet at a file."""
     import tempfile
 
     from vllm.config import DeviceConfig, VllmConfig, set_current_vllm_config
     from vllm.distributed import init_distributed_environment, initialize_model_parallel
     from vllm.platforms import current_platform
 
-    current_platform.import_kernels() if hasattr(current_platform, "import_kernels") else None
+    current_platform.import_kernels()
     cuda = torch.cuda.is_available()
     torch.set_default_dtype(dtype)
+    os.environ.setdefault("VLLM_DIST_IDENT", Path(meeting).parent.name or "alone")  # vLLM's ranks on a CPU meet there
     if cuda:
-        torch.set_default_device("cuda")
-    stack.enter_context(set_current_vllm_config(VllmConfig(device_config=DeviceConfig("cuda" if cuda else "cpu"))))
-    init_distributed_environment(1, 0, f"file://{tempfile.mktemp()}", 0, "nccl" if cuda else "gloo")
-    initialize_model_parallel(1)
+        torch.cuda.set_device(rank)
+        torch.set_default_device(f"cuda:{rank}")
+    config = VllmConfig(device_config=DeviceConfig("cuda" if cuda else "cpu"))
+    stack.enter_context(set_current_vllm_config(config))
+    meeting = meeting or f"{stack.enter_context(tempfile.TemporaryDirectory())}/meeting"
+    init_distributed_environment(ranks, rank, f"file://{meeting}", rank, "nccl" if cuda else "gloo")
+    initialize_model_parallel(ranks)
 
 
 def main() -> None:
