@@ -40,7 +40,7 @@ def quantize_int4(
         )
     groups = weight.reshape(rows, columns // group_size, group_size).float()
     # The scale is rounded to what is stored before it is used, so that it is exact.
-    smallest = torch.finfo(torch.float16).tiny  # groups of zeros need a scale, too
+    smallest = torch.finfo(weight.dtype).tiny  # groups of zeros need a scale, too
     scale = (groups.abs().amax(dim=-1, keepdim=True) / _LEVELS).clamp(min=smallest).to(weight.dtype)
     levels = (groups / scale.float()).round().clamp(-8, 7).to(torch.int8).reshape(rows, columns)
     scale = scale.squeeze(-1).t().contiguous()

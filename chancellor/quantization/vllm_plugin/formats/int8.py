@@ -53,15 +53,28 @@ class Int8Format(_Int8Weights):
         symmetric = "ASYMMETRIC" not in str(config.act_mapping_type)
         return cls(config) if symmetric and all(one is None or isinstance(one, PerRow) for one in both) else None
 
-    def kernel(self, geometry: Geometry) -> Any:  # noqa: ARG002 - these kernels take all sizes
+    def kernel(self, geometry: Geometry) -> Any:
         from vllm.model_executor.kernels.linear import init_int8_linear_kernel
 
-        return init_int8_linear_kernel(
+        kernel = init_int8_linear_kernel(
             is_channelwise=True, is_static_input_scheme=False, input_symmetric=True, module_name="torchao int8"
         )
+        if geometry.dtype != torch.bfloat16 and hasattr(kernel, "process_weights_for_onednn"):
+            _take_onednn(kernel)
+        return kernel
 
     def place(self, layer: torch.nn.Module, parts: Mapping[str, torch.Tensor]) -> None:
         install(layer, **parts, input_scale=None, input_zero_point=None, azp_adj=None)
+
+
+def _take_onednn(kernel: Any) -> None:
+    """Keep vLLM's CPU kernel from AMX, which ends the process with float16 and fails with float32."""
+
+    def process(layer: torch.nn.Module) -> None:
+        kernel.linear_method = kernel._apply_weights_onednn  # noqa: SLF001 - what its own choice would be without AMX
+        kernel.process_weights_for_onednn(layer)
+
+    kernel.process_weights_after_loading = process
 
 
 class Int8WeightOnlyFormat(_Int8Weights):
