@@ -3,16 +3,18 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from chancellor.bench.report import Report, Run
-from chancellor.bench.statistics import Percentiles
+from chancellor.bench.statistics import Percentiles, beyond_chance
 
-__all__ = ["Change", "Difference", "Figures", "RunKey", "compare", "regressions"]
+__all__ = ["Change", "Difference", "Figures", "RunKey", "compare", "regressions", "undecided"]
 
-_BY_CHANCE = 0.05
+_BY_CHANCE: Final = 0.05
+_BY_RUN: Final = ("loads", "targets", "prefix_cache_emptied")
+"""Settings with an entry for each load or target; runs that are in one report only are told as such."""
 
 
 class RunKey(NamedTuple):
@@ -52,7 +54,7 @@ class Change(BaseModel):
     rate: float | None
     tokens_per_s: Figures
     beyond_noise: Literal["yes", "no", "unknown"]
-    """Whether the blocks' tokens/s lie in ranges that do not overlap; unknown unless both runs have two blocks."""
+    """Whether the blocks' tokens/s lie in ranges that do not overlap; unknown where chance explains that, too."""
     ttft_p50_s: Figures
     ttft_p99_s: Figures
     latency_p50_s: Figures
@@ -69,6 +71,8 @@ class Difference(BaseModel):
     changes: list[Change]
     only_old: list[RunKey]
     only_new: list[RunKey]
+    gaps: list[str]
+    """What the new report lacks of the old one, in words: nobody can say whether that became slower."""
 
 
 def compare(old: Report, new: Report) -> Difference:
@@ -84,6 +88,7 @@ def compare(old: Report, new: Report) -> Difference:
         changes=[_change(before[key], after[key]) for key in shared],
         only_old=[key for key in before if key not in after],
         only_new=[key for key in after if key not in before],
+        gaps=list(_gaps(new, before, after)),
     )
 
 
@@ -93,6 +98,15 @@ def regressions(difference: Difference, threshold: float) -> list[Change]:
         change
         for change in difference.changes
         if change.beyond_noise == "yes" and (change.tokens_per_s.change_percent or 0.0) < -threshold
+    ]
+
+
+def undecided(difference: Difference, threshold: float) -> list[Change]:
+    """Return the runs that lost as much, but have too few blocks to tell it from noise."""
+    return [
+        change
+        for change in difference.changes
+        if change.beyond_noise == "unknown" and (change.tokens_per_s.change_percent or 0.0) < -threshold
     ]
 
 
@@ -134,7 +148,37 @@ def _beyond_noise(old: Run, new: Run) -> Literal["yes", "no", "unknown"]:
     before, after = _blocks(old), _blocks(new)
     if min(len(before), len(after)) < 2:
         return "unknown"
-    return "yes" if min(after) > max(before) or max(after) < min(before) else "no"
+    if min(after) <= max(before) and max(after) >= min(before):
+        return "no"
+    # Few blocks of equal speeds often miss each other: then the distance has to be large for their scatter, too.
+    rare = _by_chance(before, after) <= _BY_CHANCE
+    return "yes" if rare or beyond_chance(before, after) else "unknown"
+
+
+def _by_chance(before: list[float], after: list[float]) -> float:
+    """Return how often the ranges of so many blocks miss each other at equal speeds."""
+    return 2 / math.comb(len(before) + len(after), len(before))
+
+
+def _gaps(new: Report, before: Mapping[RunKey, Run], after: Mapping[RunKey, Run]) -> Iterator[str]:
+    if new.state != "complete":
+        yield f"The new benchmark {_ended(new)}, so that not all of it is there."
+    if not before.keys() & after.keys():
+        yield "The reports have no run in common."
+    for key, run in before.items():
+        where = f"{key.name}, {key.load}"
+        # A target that did not start goes by its name, a segment that failed by its block as well.
+        failed = [why for what, why in new.failures.items() if what == key.name or what.startswith(f"{where}, block ")]
+        if key not in after:
+            yield f"{where}, is missing in the new report{f': {failed[0]}' if failed else '.'}"
+        elif failed and len(_blocks(after[key])) < len(_blocks(run)):
+            yield f"{where}, has fewer blocks in the new report: {failed[0]}"
+        elif after[key].requests and run.tokens_per_s and after[key].tokens_per_s is None:
+            yield f"{where}, has no tokens/s in the new report."
+
+
+def _ended(report: Report) -> str:
+    return "failed" if report.state == "failed" else "was interrupted"
 
 
 def _warnings(old: Report, new: Report, pairs: list[tuple[Run, Run]]) -> Iterator[str]:
@@ -156,17 +200,15 @@ def _warnings(old: Report, new: Report, pairs: list[tuple[Run, Run]]) -> Iterato
         yield "The reports have no run in common."
     for which, report in (("old", old), ("new", new)):
         if report.state != "complete":
-            yield f"The {which} benchmark was {report.state}."
+            yield f"The {which} benchmark {_ended(report)}."
         for name, reason in report.failures.items():
             yield f"In the {which} benchmark {name} failed: {reason}"
     if versions := list(_differences(_versions(old), _versions(new))):
         yield f"Versions differ: {'; '.join(versions)}."
-    # Loads that are in one report only are told as such.
-    if settings := [text for text in _differences(old.settings, new.settings) if not text.startswith("loads ")]:
+    if settings := list(_differences(*_common_settings(old.settings, new.settings))):
         yield f"Settings differ: {'; '.join(settings)}."
-    counts = [(len(_blocks(then)), len(_blocks(now))) for then, now in pairs]
-    few = [(first, second) for first, second in counts if first > 1 and second > 1]
-    chance = max((2 / math.comb(first + second, first) for first, second in few), default=0.0)
+    blocks = [(_blocks(then), _blocks(now)) for then, now in pairs]
+    chance = max((_by_chance(then, now) for then, now in blocks if len(then) > 1 and len(now) > 1), default=0.0)
     if chance > _BY_CHANCE:
         yield (
             f"With so few blocks, ranges of equal speeds miss each other by chance in up to {chance * 100:.0f} % of "
@@ -182,6 +224,17 @@ def _versions(report: Report) -> dict[str, Any]:
     machine = report.machine
     drivers = {f"driver of GPU {number}": gpu.driver for number, gpu in enumerate(machine.gpus)}
     return {"Python": machine.python, "system": machine.system, **drivers, **machine.versions}
+
+
+def _common_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Leave out what only one of them can have: entries of loads and targets that the other has not measured."""
+    ours, theirs = dict(old), dict(new)
+    for section in _BY_RUN:
+        first, second = ours.pop(section, None), theirs.pop(section, None)
+        if isinstance(first, Mapping) and isinstance(second, Mapping):
+            ours[section] = {key: value for key, value in first.items() if key in second}
+            theirs[section] = {key: value for key, value in second.items() if key in first}
+    return ours, theirs
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

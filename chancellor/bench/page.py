@@ -19,6 +19,7 @@ __all__ = ["render", "write"]
 
 _Row = TypeVar("_Row", Run, Comparison)
 _NOTHING: Final = "\N{EN DASH}"
+_ENOUGH_BLOCKS: Final = 4
 
 
 class Column(NamedTuple):
@@ -121,6 +122,8 @@ def _verdict(ratio: Comparison) -> str:
         return "one block: noise unknown"
     if ratio.low <= 1.0 <= ratio.high:
         return "within noise"
+    if len(ratio.pairs) < _ENOUGH_BLOCKS:
+        return "too few blocks to tell"
     if ratio.low > 1 and ratio.tokens_per_s_ratio >= 2:
         return f"{ratio.tokens_per_s_ratio:.1f} times as fast"
     change = abs(ratio.tokens_per_s_ratio - 1)

@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Self
+from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Percentiles", "Ratio", "median", "paired_ratios", "percentile"]
+__all__ = ["Percentiles", "Ratio", "beyond_chance", "median", "paired_ratios", "percentile"]
+
+_STUDENT: Final = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""What Student's t exceeds, either way, in 5 % of cases, for 1, 2, ... degrees of freedom."""
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -94,3 +97,18 @@ class Ratio(BaseModel):
 def paired_ratios(subject: Sequence[float | None], other: Sequence[float | None]) -> list[float]:
     """Divide element by element, leaving out pairs where a measurement is missing or zero."""
     return [ours / theirs for ours, theirs in zip(subject, other, strict=False) if ours and theirs]
+
+
+def beyond_chance(before: Sequence[float], after: Sequence[float]) -> bool:
+    """Tell whether two means differ by more than 5 % of chance explain, by Student's t-test with a common variance.
+
+    Raises:
+        ValueError: there are less than three values in all, or none on a side.
+    """
+    freedom = len(before) + len(after) - 2
+    if freedom < 1 or not before or not after:
+        raise ValueError("A t-test needs three values, and some on each side.")
+    ours, theirs = math.fsum(before) / len(before), math.fsum(after) / len(after)
+    squares = math.fsum((x - ours) ** 2 for x in before) + math.fsum((x - theirs) ** 2 for x in after)
+    error = math.sqrt(squares / freedom * (1 / len(before) + 1 / len(after)))
+    return abs(ours - theirs) > _STUDENT[min(freedom, len(_STUDENT)) - 1] * error

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from chancellor.bench.compare import Change, Difference, Figures, compare, regressions
+from chancellor.bench.compare import Change, Difference, Figures, compare, regressions, undecided
 from chancellor.bench.report import Report
 from chancellor.errors import BenchmarkError
 
@@ -23,11 +23,11 @@ def run(old: Path, new: Path, *, as_json: bool, fail_above: float | None) -> Non
         old: a file of `chancellor bench --json`.
         new: a later one.
         as_json: print exactly one JSON object instead of a table.
-        fail_above: exit with 1 if a run lost more than this percentage of tokens/s, beyond the noise.
+        fail_above: exit with 1 if a run lost more than this percentage of tokens/s, beyond the noise, or is missing.
 
     Raises:
         BenchmarkError: `fail_above` is no percentage, or a file is no report.
-        SystemExit: a run lost too much; everything is printed before.
+        SystemExit: a run lost too much, or there is none to say so; everything is printed before.
     """
     if fail_above is not None and not 0.0 <= fail_above < math.inf:
         raise BenchmarkError(f"--fail-above is {fail_above:g}.", hint="Give a percentage of 0 or more, e.g. 5.")
@@ -38,10 +38,12 @@ def run(old: Path, new: Path, *, as_json: bool, fail_above: float | None) -> Non
         for field in ("only_old", "only_new"):
             whole[field] = [key._asdict() for key in getattr(difference, field)]
         whole["regressions"] = [change.model_dump(mode="json") for change in lost]
+        unclear = [] if fail_above is None else undecided(difference, fail_above)
+        whole["undecided"] = [change.model_dump(mode="json") for change in unclear]
         sys.stdout.write(json.dumps(whole, ensure_ascii=False) + "\n")
     else:
         _show(difference, lost, fail_above)
-    if lost:
+    if lost or (fail_above is not None and difference.gaps):
         raise SystemExit(1)
 
 
@@ -54,11 +56,21 @@ def _show(difference: Difference, lost: list[Change], fail_above: float | None) 
     for which, keys in (("old", difference.only_old), ("new", difference.only_new)):
         for key in keys:
             console.print(f"Only in the {which} file: {escape(key.name)}, {escape(key.load)}", soft_wrap=True)
-    for change in lost:
+    if fail_above is None:
+        return
+    for change in undecided(difference, fail_above):
         console.print(
-            f"[red]{escape(change.name)}, {escape(change.load)}, lost more than {fail_above:g} % of its tokens/s.[/]",
+            f"[yellow]{_title(change)}: {_percent(change.tokens_per_s)} tokens/s, unknown: too few blocks to tell.[/]",
             soft_wrap=True,
         )
+    for change in lost:
+        console.print(f"[red]{_title(change)}, lost more than {fail_above:g} % of its tokens/s.[/]", soft_wrap=True)
+    for gap in difference.gaps:
+        console.print(f"[red]{escape(gap)}[/]", soft_wrap=True)
+
+
+def _title(change: Change) -> str:
+    return f"{escape(change.name)}, {escape(change.load)}"
 
 
 def _table(changes: list[Change]) -> Table:
