@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from chancellor.bench.load import Load
 from chancellor.bench.targets.base import Target
 from chancellor.bench.workload import Questions, Synthetic, Workload
-from chancellor.errors import BenchmarkError
+from chancellor.errors import BenchmarkError, WorkloadError
 
 __all__ = ["check", "make_loads"]
 
@@ -36,8 +36,10 @@ def check(targets: Sequence[Target], loads: Sequence[Load], blocks: int, warmup:
     Raises:
         BenchmarkError: they cannot.
     """
-    if not targets or not loads or blocks < 1:
-        raise BenchmarkError("A benchmark needs a target, a load and a block.", hint="Give at least one of each.")
+    if not targets or not loads:
+        raise BenchmarkError("A benchmark needs a target and a load.", hint="Give at least one of each.")
+    if blocks < 1:
+        raise BenchmarkError(f"The number of blocks (--blocks) is {blocks}.", hint="Give 1 or more.")
     if warmup is not None and warmup < 0:
         raise BenchmarkError(f"The warm-up is {warmup} requests.", hint="Give 0 or more.")
     labels = [load.label for load in loads]
@@ -50,6 +52,20 @@ def check(targets: Sequence[Target], loads: Sequence[Load], blocks: int, warmup:
         raise BenchmarkError(
             f"{', '.join(free)} ends its answers when it likes, and the others would go on to their full length.",
             hint="Compare it by questions: workload=['...'], or Questions.read(file).",
+        )
+    for target in targets:
+        for load in loads:
+            _check_length(target, load.workload)
+
+
+def _check_length(target: Target, workload: Workload) -> None:
+    """Fail before an engine starts, where it is known that it could not take the work."""
+    limit, longest = target.max_model_len, workload.longest
+    if limit is not None and longest is not None and longest > limit:
+        raise WorkloadError(
+            f"{workload.name}: that is up to {longest:,} tokens a request, and {target.name} has room for {limit:,}.",
+            hint="Ask for fewer (--input-tokens, --output-tokens), or raise max_model_len in the catalog's "
+            "[models.engine]; a shape can be an entry there.",
         )
 
 

@@ -31,6 +31,8 @@ class Workload(ABC):
     """Whether every answer runs to its max_tokens, so that all targets do the same work."""
     turns: int = 1
     """Requests of a conversation."""
+    longest: int | None = None
+    """Tokens of the longest prompt and its answer; None where they are known only when it is rendered."""
 
     @property
     @abstractmethod
@@ -72,6 +74,7 @@ class Synthetic(Workload):
         if not 0.0 <= vary < 1.0:
             raise WorkloadError(f"vary is {vary}, and has to be at least 0 and below 1.", hint="Pass e.g. 0.5.")
         self.input_tokens, self.output_tokens, self.vary = input_tokens, output_tokens, vary
+        self.longest = round(input_tokens * (1 + vary)) + round(output_tokens * (1 + vary))
 
     @property
     def name(self) -> str:
@@ -156,6 +159,8 @@ class AgentTurns(Workload):
             raise WorkloadError("An agent's lengths and turns are at least 1.", hint="Pass numbers above 0.")
         self.prefix_tokens, self.turns = prefix_tokens, turns
         self.input_tokens, self.output_tokens = input_tokens, output_tokens
+        # At least: a word may be more than one token, and the template has some of its own.
+        self.longest = prefix_tokens + turns * (input_tokens + output_tokens)
 
     @property
     def name(self) -> str:

@@ -46,6 +46,23 @@ class DtypeChoice(StrEnum):
     float32 = "float32"
 
 
+def _version(wanted: bool) -> None:  # noqa: FBT001 - typer's way
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"chancellor {version('chancellor')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Route each question to a TorchAO-quantised model in vLLM, and measure it."""
+
+
 @app.command()
 def ask(
     question: Annotated[str, typer.Argument(help="The question.")],
@@ -127,7 +144,13 @@ def bench(
     ] = None,
     concurrency: Annotated[str | None, typer.Option(help="Requests in flight, e.g. 1,8,32 (closed loop).")] = None,
     rate: Annotated[str | None, typer.Option(help="Requests a second, e.g. 0.5,2 (open loop, Poisson).")] = None,
-    requests: Annotated[int | None, typer.Option(help="Requests of each segment; else twice the concurrency.")] = None,
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            help="Requests of each segment; else two (with --agent, conversations) for each in flight, or 20 seconds "
+            "of the rate, and at least 6."
+        ),
+    ] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Start no request later than this.")] = None,
     input_tokens: Annotated[int, typer.Option(help="Length of the synthetic prompts.")] = 128,
     output_tokens: Annotated[int, typer.Option(help="Length of the answers.")] = 64,
@@ -196,7 +219,10 @@ def compare(
     new: Annotated[Path, typer.Argument(help="A later one.")],
     as_json: Json = False,
     fail_above: Annotated[
-        float | None, typer.Option(help="Exit with 1 if more than this percentage of tokens/s is lost, beyond noise.")
+        float | None,
+        typer.Option(
+            help="Exit with 1 if more than this percentage of tokens/s is lost, beyond noise, or a run is missing."
+        ),
     ] = None,
 ) -> None:
     """Say what became faster or slower between two files, and whether that is more than noise."""

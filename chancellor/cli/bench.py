@@ -35,7 +35,7 @@ def run(options: BenchOptions) -> None:
     writers = _writers(options)  # imported now: what is missing shows before the measuring
     targets = make_targets(options.target, options.against, catalog=catalog, model=model, pool=default_pool())
     with terminal() as user:
-        show = BenchProgress(user, len(loads) * options.blocks * len(targets))
+        show = BenchProgress(user, len(loads) * options.blocks * len(targets), subject=targets[0].name)
         monitor = PerformanceMonitor(
             targets,
             loads,
@@ -87,18 +87,17 @@ def _save(user: Terminal, path: Path | None, report: "Report") -> None:
 
 
 def _deliver(user: Terminal, report: "Report", writers: "dict[Path, Callable[[Report], object]]") -> None:
-    if not report.runs:
-        for name, reason in report.failures.items():
-            user.err.print(f"[red]{escape(name)} failed:[/] {escape(reason)}")
+    if not report.runs:  # what failed was said when it did
         return
     user.out.print(_table(report))
     if report.ratios:
         user.out.print(_ratios(report))
-    for name, reason in report.failures.items():
-        user.out.print(f"[red]{escape(name)} failed:[/] {escape(reason)}")
+    if report.failures:
+        user.out.print(f"[red]Failed, for reasons given above:[/] {escape('; '.join(report.failures))}")
     user.out.print(escape(report.machine.line()), style="dim")
     if report.state != "complete":
-        user.out.print(f"[yellow]The run was {report.state}: this is what it had measured.[/]")
+        ended = "failed" if report.state == "failed" else "was interrupted"
+        user.out.print(f"[yellow]The run {ended}: this is what it had measured.[/]")
     written = []
     for path, write in writers.items():
         try:
@@ -112,11 +111,16 @@ def _deliver(user: Terminal, report: "Report", writers: "dict[Path, Callable[[Re
 
 
 def _table(report: "Report") -> Table:
-    table = Table(title="tokens/s are output tokens; times are p50 / p99", title_style="dim", title_justify="left")
+    goodput = bool(report.settings.get("objectives"))
+    title = "tokens/s are output tokens; times are p50 / p99"
+    if goodput:
+        title += "; goodput: requests/s that kept every --slo"
+    # Without lines, so that 80 columns are enough for most.
+    table = Table(title=title, title_style="dim", title_justify="left", box=None, padding=(0, 1, 0, 0))
     for heading in ("target", "load"):
-        table.add_column(heading)
-    for heading in ("tokens/s", "TTFT ms", "ITL ms", "latency s", "errors"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, overflow="fold")
+    for heading in ("tokens/s", "TTFT ms", "ITL ms", "latency s", *(["goodput"] if goodput else []), "errors"):
+        table.add_column(heading, justify="right", min_width=min(len(heading), 8))
     for run in report.runs:
         table.add_row(
             escape(run.name),
@@ -125,6 +129,7 @@ def _table(report: "Report") -> Table:
             _pair(run.ttft_s, 1000, ",.0f"),
             _pair(run.itl_s, 1000, ",.1f"),
             _pair(run.latency_s, 1, ",.2f"),
+            *([_figure(run.goodput_requests_per_s, ",.2f")] if goodput else []),
             f"[red]{run.errors}[/]" if run.errors else "0",
         )
     return table
@@ -132,9 +137,10 @@ def _table(report: "Report") -> Table:
 
 def _ratios(report: "Report") -> Table:
     subject = escape(report.ratios[0].subject)
-    table = Table(title=f"tokens/s of {subject} over the others", title_style="dim", title_justify="left")
+    title = f"tokens/s of {subject} over the others"
+    table = Table(title=title, title_style="dim", title_justify="left", box=None, padding=(0, 1, 0, 0))
     for heading in ("against", "load"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for heading in ("ratio", "from", "to"):
         table.add_column(heading, justify="right")
     for ratio in report.ratios:

@@ -61,8 +61,10 @@ def catalog_of(options: BenchOptions) -> tuple[Catalog, str | None]:
         raise BenchmarkError("--model and --shape name two models.", hint="Give one of them.")
     name = Path(options.shape).stem if options.shape.endswith(".json") else options.shape
     Shape.of(options.shape)  # an unknown one is an error now
+    name = f"shape:{name}" if name in catalog else name
+    others = (other for other in catalog.values() if other.name != name)
     spec = ModelSpec(name=name, source=f"shape:{options.shape}", trinity=100.0, scheme=options.scheme)
-    return Catalog([spec, *catalog.values()], minimum_trinity_score=catalog.minimum_trinity_score), name
+    return Catalog([spec, *others], minimum_trinity_score=catalog.minimum_trinity_score), name
 
 
 def loads_of(options: BenchOptions) -> "list[Load]":
@@ -97,9 +99,11 @@ def loads_of(options: BenchOptions) -> "list[Load]":
     else:
         workload = Synthetic(options.input_tokens, options.output_tokens, vary=options.vary)
     rates = _numbers("--rate", options.rate)
-    concurrencies = _numbers("--concurrency", options.concurrency or ("" if rates else "1,8"))
+    concurrencies = _numbers("--concurrency", options.concurrency)
     if any(not number.is_integer() for number in concurrencies):
         raise BenchmarkError("A concurrency is a whole number.", hint="Give e.g. --concurrency 1,8,32.")
+    if not rates and not concurrencies:
+        concurrencies = [1.0, 8.0]
     return [
         *(
             Load(workload, concurrency=int(number), requests=options.requests, max_s=options.max_seconds)
@@ -110,12 +114,17 @@ def loads_of(options: BenchOptions) -> "list[Load]":
 
 
 def _numbers(option: str, text: str | None) -> list[float]:
+    if text is None:
+        return []
     try:
-        return [float(part) for part in (text or "").split(",") if part.strip()]
+        numbers = [float(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise BenchmarkError(
             f"{option} {text!r} holds something else than numbers.", hint="Give e.g. 1,8,32."
         ) from None
+    if not numbers:
+        raise BenchmarkError(f"{option} {text!r} holds no number.", hint=f"Give e.g. {option} 1,8,32, or leave it out.")
+    return numbers
 
 
 def check_writable(file: Path | None) -> None:

@@ -17,8 +17,9 @@ __all__ = ["BenchProgress"]
 class BenchProgress:
     """A bar for the whole, a bar for the segment; plain lines where stderr is no terminal."""
 
-    def __init__(self, user: Terminal, segments: int) -> None:
+    def __init__(self, user: Terminal, segments: int, *, subject: str) -> None:
         self._user = user
+        self._subject = subject
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -54,6 +55,8 @@ class BenchProgress:
             self._bars.update(self._segment, description=description, completed=0, total=event.total)
         elif event.kind == "starting":
             self._bars.update(self._segment, description=f"{name}: starting", completed=0, total=None)
+        elif event.kind == "failed" and event.target == self._subject:
+            pass  # ends the benchmark, as an error that tells the same
         else:
             if event.kind == "measured":
                 self._bars.advance(self._whole)

@@ -563,7 +563,7 @@ def test_work_that_does_not_fit_is_refused_before_the_start(pool: EnginePool, ca
     wrongs: list[tuple[Workload, dict[str, Any]]] = [
         (Synthetic(4033, 64), {}),
         (Synthetic(3000, 64, vary=0.5), {}),
-        (AgentTurns(turns=40), {}),
+        (AgentTurns(turns=50), {}),
         (Synthetic(128, 64), {"max_model_len": 128}),
         (Synthetic(128, 64), {"vllm": {"max_model_len": 128}}),
         (Synthetic(128, 64), {"kind": "transformers", "max_model_len": 128, "vllm": {"max_model_len": 9999}}),

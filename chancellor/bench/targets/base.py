@@ -88,6 +88,11 @@ class Target(ABC):
     started_here: bool = True
     """Whether `start` really started something, so that its time means something."""
 
+    @property
+    def max_model_len(self) -> int | None:
+        """Longest prompt plus answer, in tokens, as far as it is known before the start."""
+        return None
+
     async def begin(self) -> bool:
         """Get ready for a segment, and empty the prefix cache; return whether it is known to be empty."""
         return False

@@ -50,6 +50,14 @@ class LocalTarget(Target):
             raise BenchmarkError(f"The target {self.name!r} is not running.", hint="Start it first.")
         return self._engine
 
+    @property
+    def max_model_len(self) -> int | None:
+        options = self.spec.engine
+        own = options.vllm.get("max_model_len", options.max_model_len) if options.kind == "vllm" else None
+        # vLLM takes "auto" and the like as well.
+        limit = options.max_model_len if own is None else own
+        return limit if isinstance(limit, int) and limit > 0 else None
+
     def limit_memory(self, share: float) -> None:
         """Let the engine take this share of the GPU's memory; before the start only."""
         options = self.spec.engine.model_copy(update={"gpu_memory_utilization": share})
@@ -171,10 +179,12 @@ class RawTarget(LocalTarget):
 
     layer = "raw"
 
-    async def start(self) -> None:
-        if self.spec.engine.kind != "vllm":
-            raise BenchmarkError(f"{self.spec.name!r} does not run in vLLM.", hint="Measure it as `engine` instead.")
-        await super().start()
+    def _use(self, spec: ModelSpec) -> None:
+        if spec.engine.kind != "vllm":
+            raise BenchmarkError(
+                f"{spec.name!r} does not run in vLLM, which `raw` drives.", hint="Name `engine` instead of `raw`."
+            )
+        super()._use(spec)
 
     async def drive(self, work: Callable[[], Awaitable[T]]) -> T:
         async def here() -> T:
