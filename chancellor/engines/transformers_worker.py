@@ -4,6 +4,7 @@ It speaks over one pipe. In come `("ask", question)` and `("abort", id)`; out go
 `("batch", size)`, `("pieces", [(id, token id, text), ...])`, `("done", id, fields)` and `("failed", id, message)`.
 """
 
+import importlib.util
 import os
 import threading
 import time
@@ -16,6 +17,7 @@ import torch
 from tokenizers.decoders import DecodeStream
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria
 
+from chancellor.quantization.int4 import dequantize_int4
 from chancellor.quantization.schemes import Scheme
 
 __all__ = ["Question", "WorkerOptions", "work"]
@@ -71,6 +73,15 @@ def work(connection: Connection, options: WorkerOptions) -> None:
             connection.send(("batch", 0))
 
 
+def _without_int4(model: torch.nn.Module) -> None:
+    """Undo int4 where TorchAO's kernels for it are not installed: they are a package for GPUs of its own."""
+    if importlib.util.find_spec("mslk") is not None and torch.cuda.is_available():
+        return
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear) and type(layer.weight.data).__name__ == "Int4Tensor":
+            layer.weight = torch.nn.Parameter(dequantize_int4(layer.weight.data), requires_grad=False)
+
+
 class _Worker:
     def __init__(self, connection: Connection, options: WorkerOptions) -> None:
         torch.set_num_threads(options.threads)
@@ -91,6 +102,7 @@ class _Worker:
         self.model.eval()
         if options.quantize_at_load is not None:
             Scheme.of(options.quantize_at_load).quantize_model(self.model)
+        _without_int4(self.model)
         eos = self.model.generation_config.eos_token_id
         if eos is None:
             eos = self.tokenizer.eos_token_id

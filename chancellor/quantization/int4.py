@@ -1,13 +1,13 @@
 """Symmetric int4 weights in TorchAO's format, made without the GPU library that TorchAO's own quantiser needs."""
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from chancellor.errors import QuantizationError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["GROUP_SIZE", "pack_int4", "quantize_int4", "unpack_int4"]
+__all__ = ["GROUP_SIZE", "dequantize_int4", "pack_int4", "quantize_int4", "unpack_int4"]
 
 GROUP_SIZE: Final = 128
 _LEVELS: Final = 7.5  # half the distance between the ends of [-8, 7]: no value is further than half a step away
@@ -53,6 +53,15 @@ def quantize_int4(
         activation_dtype=torch.float8_e4m3fn if float8_activations else torch.bfloat16,
     )
     return tensor
+
+
+def dequantize_int4(weight: "torch.Tensor") -> "torch.Tensor":
+    """Return an Int4Tensor's values as a plain tensor of its own type; TorchAO has no such function."""
+    tensor: Any = weight
+    rows, columns = weight.shape
+    scale, zero = ((part.t().float().unsqueeze(-1)) for part in (tensor.scale, tensor.zero_point))
+    levels = unpack_int4(tensor.qdata).float().reshape(rows, -1, tensor.block_size[1])
+    return (levels * scale + zero).reshape(rows, columns).to(weight.dtype)
 
 
 def pack_int4(levels: "torch.Tensor") -> "torch.Tensor":

@@ -90,13 +90,10 @@ class Scheme:
     def quantize_model(self, model: "torch.nn.Module") -> None:
         """Quantise the linear layers of a loaded model in place, but for its output layer."""
         import torch
-        from torchao.quantization import quantize_
 
-        quantize_(
-            model,
-            self.config(),
-            filter_fn=lambda layer, name: isinstance(layer, torch.nn.Linear) and not name.endswith("lm_head"),
-        )
+        for name, layer in model.named_modules():
+            if isinstance(layer, torch.nn.Linear) and not name.endswith("lm_head"):
+                layer.weight = torch.nn.Parameter(self.quantize(layer.weight.data), requires_grad=False)
 
 
 SCHEMES: Final[dict[str, Scheme]] = {

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chancellor import errors
-from chancellor.quantization.int4 import pack_int4, quantize_int4, unpack_int4
+from chancellor.quantization.int4 import dequantize_int4, pack_int4, quantize_int4, unpack_int4
 from chancellor.quantization.schemes import SCHEMES
 from chancellor.quantization.weights import quantize_weight
 
@@ -30,6 +30,7 @@ def test_no_weight_is_further_than_half_a_step_from_its_level(rows: int, groups:
     error = (unpack_int4(tensor.qdata) * scales - weight).abs()
     assert (error <= 0.5001 * scales).all()
     assert not tensor.zero_point.any()
+    assert torch.allclose(dequantize_int4(tensor), unpack_int4(tensor.qdata) * scales)
 
 
 def test_it_is_the_format_that_torchao_documents() -> None:
