@@ -53,7 +53,8 @@ def _show(difference: Difference, lost: list[Change], fail_above: float | None) 
         console.print(f"[yellow]Note:[/] {escape(warning)}", soft_wrap=True)
     if difference.changes:
         console.print(_table(difference.changes))
-    for which, keys in (("old", difference.only_old), ("new", difference.only_new)):
+    # As a gate, what is only in the old file is told below.
+    for which, keys in (("old", difference.only_old if fail_above is None else []), ("new", difference.only_new)):
         for key in keys:
             console.print(f"Only in the {which} file: {escape(key.name)}, {escape(key.load)}", soft_wrap=True)
     if fail_above is None:
