@@ -52,9 +52,10 @@ def bound(scheme: str, x: torch.Tensor, weight: torch.Tensor, product: torch.Ten
     return error
 
 
-def layer_of(scheme: str, weight: torch.Tensor, *, serialized: bool) -> tuple[Any, Any, torch.Tensor]:
+def layer_of(scheme: str, weight: torch.Tensor, bias: torch.Tensor | None, *, serialized: bool) -> tuple[Any, ...]:
     """Return the method, a layer that was loaded through it, and the dequantised weight."""
     from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+    from vllm.model_executor.utils import set_weight_attrs
 
     from chancellor.quantization import SCHEMES
     from chancellor.quantization.vllm_plugin.formats import format_for
@@ -68,14 +69,19 @@ def layer_of(scheme: str, weight: torch.Tensor, *, serialized: bool) -> tuple[An
     assert formats is not None
     method = KernelLinearMethod(formats, UnquantizedLinearMethod(), serialized=serialized)
     layer = torch.nn.Module()
-    layer.register_parameter("bias", None)
 
     def load(param: torch.Tensor, loaded: torch.Tensor) -> None:  # vLLM looks for "param"
         param.data.copy_(loaded)
 
     method.create_weights(layer, columns, [rows], columns, rows, weight.dtype, weight_loader=load)
     assert method.kernel is not None, "no kernel"
+    parameter = None if bias is None else torch.nn.Parameter(torch.empty_like(bias), requires_grad=False)
+    layer.register_parameter("bias", parameter)  # vLLM's layers have it only now
+    if parameter is not None:
+        set_weight_attrs(parameter, {"weight_loader": load})
     layer.weight.weight_loader(layer.weight, quantized if serialized else weight)
+    if parameter is not None:
+        layer.bias.weight_loader(layer.bias, bias)
     method.process_weights_after_loading(layer)
     return method, layer, dequantized(quantized)
 
@@ -110,12 +116,14 @@ def measure(schemes: list[str], seed: int) -> list[dict[str, Any]]:
             torch.manual_seed(crc32(repr(key).encode()) + seed)
             weight = torch.randn(rows, columns) * torch.rand(rows, 1) * 0.05
             weight[rows // 2] = 0.0  # a row of zeros has no scale of its own
-            made[key] = layer_of(scheme, weight, serialized=serialized)
+            bias = torch.randn(rows) if rows % 3 else None
+            made[key] = layer_of(scheme, weight, bias, serialized=serialized)
         method, layer, exact = made[key]
         x = torch.randn(batch, columns) * (1 + 9 * (torch.rand(columns) < 0.01))  # a few channels are large
-        bias = torch.randn(rows) if batch == 7 and getattr(layer, "bias", None) is not None else None
-        output = method.apply(layer, x, bias)
+        output = method.apply(layer, x, layer.bias)
         product = x.double() @ exact.t()
+        if layer.bias is not None:
+            product += layer.bias.double()
         error = (output.double() - product).abs()
         limit = bound(scheme, x.double(), exact, product)
         found.append(
@@ -126,6 +134,7 @@ def measure(schemes: list[str], seed: int) -> list[dict[str, Any]]:
                 "inputs": columns,
                 "batch": batch,
                 "at_load": not serialized,
+                "bias": layer.bias is not None,
                 "finite": bool(output.isfinite().all()),
                 "worst": float((error / limit.clamp(min=1e-12)).max()),
                 "relative": float(error.norm() / product.norm()),

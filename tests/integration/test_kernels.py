@@ -54,7 +54,7 @@ def test_every_layer_is_within_the_error_of_its_scheme(
     run("kernel_errors", "--schemes", schemes, "--dtype", dtype, "--seed", str(seed), "--json", f"{tmp_path}/x", *more)
     found = json.loads((tmp_path / "x").read_text("utf-8"))
     assert {row["scheme"] for row in found} == set(schemes.split(","))
-    assert {row["at_load"] for row in found} == {True, False}
+    assert {(row["at_load"], row["bias"]) for row in found} == {(a, b) for a in (True, False) for b in (True, False)}
     bad = [row for row in found if not (row["finite"] and row["worst"] < 1)]
     assert not bad, f"seed {seed}: {bad[:3]}"
 
