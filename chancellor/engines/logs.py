@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import time
 from functools import cache
 from importlib.resources import files
@@ -10,11 +11,12 @@ from typing import Final
 
 from chancellor.settings import settings
 
-__all__ = ["LOG_VARIABLE", "file_handler", "log_file", "vllm_logging_config"]
+__all__ = ["LOG_VARIABLE", "file_handler", "log_file", "refusal_in", "vllm_logging_config"]
 
 LOG_VARIABLE: Final = "CHANCELLOR_ENGINE_LOG"
 """Environment variable that tells an engine's processes where to write."""
 _KEPT = 20
+_REFUSAL = re.compile(r"\bUnusableWeightError: (.+)")
 
 
 @cache
@@ -27,6 +29,14 @@ def log_file() -> Path:
     path = folder / f"engine-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     path.touch()
     return path
+
+
+def refusal_in(log: Path, since: int) -> str | None:
+    """Return why weights were refused, as the log says after its first `since` bytes, or None if they were not."""
+    with log.open("rb") as file:
+        file.seek(since)
+        found = _REFUSAL.findall(file.read().decode("utf-8", errors="replace"))
+    return found[-1] if found else None
 
 
 def vllm_logging_config() -> str:

@@ -14,7 +14,7 @@ from chancellor.catalog import ModelSpec
 from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest
 from chancellor.engines.hardware import default_dtype
 from chancellor.engines.host import in_thread
-from chancellor.engines.logs import log_file
+from chancellor.engines.logs import log_file, refusal_in
 from chancellor.engines.phases import following
 from chancellor.engines.prompt import render
 from chancellor.engines.spawn import engine_spawning, environment, starting
@@ -132,6 +132,7 @@ class VLLMEngine(Engine):
             dtype = prepared.dtype
         progress.report("start", self.spec.name, "vLLM: starting its processes")
         self._before = engine_processes()
+        logged = log_file().stat().st_size
         if self._interrupted:
             raise EngineStartError(f"The start of {self.spec.name!r} was interrupted.")
         try:
@@ -144,8 +145,11 @@ class VLLMEngine(Engine):
                 llm: AsyncLLM = async_llm.from_engine_args(arguments, stat_loggers=[stat_logger(self._record)])
         except Exception as error:
             end(with_children(engine_processes() - self._before), timeout_s=0)
+            if isinstance(error, ChancellorError):
+                raise
+            reason = refusal_in(log_file(), logged) or error
             raise EngineStartError(
-                f"vLLM did not start {self.spec.name!r}: {error}", hint=f"The cause is in its log: {log_file()}"
+                f"vLLM did not start {self.spec.name!r}: {reason}", hint=f"The cause is in its log: {log_file()}"
             ) from error
         self._processes = with_children(engine_processes() - self._before)
         return llm

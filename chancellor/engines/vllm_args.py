@@ -10,6 +10,8 @@ from chancellor.engines.hardware import cpu_ids, gpu_count
 from chancellor.engines.logs import LOG_VARIABLE, log_file, vllm_logging_config
 from chancellor.errors import QuantizationError
 from chancellor.quantization.prepare import Prepared
+from chancellor.quantization.schemes import SCHEMES
+from chancellor.quantization.vllm_plugin import PLUGIN
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -85,16 +87,23 @@ def _plug_in_options(spec: ModelSpec, prepared: Prepared) -> dict[str, Any]:
     """Return what our plug-in for vLLM is told, beyond its defaults.
 
     Raises:
-        QuantizationError: the output layer of an unquantised model is to be quantised.
+        QuantizationError: the plug-in is kept out, or the output layer of an unquantised model is to be quantised.
     """
     options: dict[str, Any] = {}
+    by_torchao = prepared.scheme in SCHEMES or "torchao" in str(spec.engine.vllm.get("quantization"))
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if by_torchao and spec.engine.kernels == "vllm" and allowed is not None and PLUGIN not in allowed.split(","):
+        raise QuantizationError(
+            f"VLLM_PLUGINS is {allowed!r}, which keeps vLLM from running {spec.name} on its own kernels.",
+            hint=f'Add {PLUGIN} to it, or set kernels = "torchao" under [models.engine].',
+        )
     if spec.engine.kernels != "vllm":
         options["kernels"] = spec.engine.kernels
     if spec.engine.quantize_lm_head:
-        if prepared.scheme is None:
+        if not by_torchao or spec.engine.kernels != "vllm":
             raise QuantizationError(
-                f"{spec.name} has quantize_lm_head, but is not quantised.",
-                hint="Give it a scheme, or leave quantize_lm_head out.",
+                f"{spec.name} has quantize_lm_head, but is not quantised by TorchAO on vLLM's kernels.",
+                hint="Give it a scheme and no other kernels, or leave quantize_lm_head out.",
             )
         options["quantize_lm_head"] = True
     return options
@@ -104,7 +113,10 @@ def _with_options(arguments: dict[str, Any], options: dict[str, Any]) -> dict[st
     """Return the arguments with the user's in front of ours; options for plug-ins are merged."""
     options = copy.deepcopy(options)  # vLLM writes into the dictionaries, which are part of a frozen catalog entry
     ours, theirs = arguments.get("additional_config"), options.get("additional_config")
-    merged = {"additional_config": {**ours, **theirs}} if isinstance(ours, dict) and isinstance(theirs, dict) else {}
+    merged: dict[str, Any] = {}
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        chancellor = {**ours.get("chancellor", {}), **theirs.get("chancellor", {})}
+        merged = {"additional_config": {**theirs, "chancellor": chancellor}}
     return {**arguments, **options, **merged}
 
 

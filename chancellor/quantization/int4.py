@@ -11,6 +11,7 @@ __all__ = ["GROUP_SIZE", "dequantize_int4", "pack_int4", "quantize_int4", "unpac
 
 GROUP_SIZE: Final = 128
 _LEVELS: Final = 7.5  # half the distance between the ends of [-8, 7]: no value is further than half a step away
+_BLOCK: Final = 2**24  # weights at a time, as float32 copies of a whole vocabulary would fill a GPU
 
 
 def quantize_int4(
@@ -32,20 +33,16 @@ def quantize_int4(
     import torch
     from torchao.quantization import Int4Tensor
 
-    rows, columns = weight.shape
+    columns = weight.shape[1]
     if columns % group_size:
         raise QuantizationError(
             f"A row of {columns} weights has no whole number of groups of {group_size}.",
             hint="Skip the layer, or use a scheme with a scale per row (int8, int8wo, fp8).",
         )
-    groups = weight.reshape(rows, columns // group_size, group_size).float()
-    # The scale is rounded to what is stored before it is used, so that it is exact.
-    smallest = torch.finfo(weight.dtype).tiny  # groups of zeros need a scale, too
-    scale = (groups.abs().amax(dim=-1, keepdim=True) / _LEVELS).clamp(min=smallest).to(weight.dtype)
-    levels = (groups / scale.float()).round().clamp(-8, 7).to(torch.int8).reshape(rows, columns)
-    scale = scale.squeeze(-1).t().contiguous()
+    blocks = [_rounded(block, group_size) for block in weight.split(max(1, _BLOCK // columns))]
+    scale = torch.cat([scales for _, scales in blocks]).t().contiguous()
     tensor: torch.Tensor = Int4Tensor(
-        qdata=pack_int4(levels),
+        qdata=torch.cat([packed for packed, _ in blocks]),
         scale=scale,
         zero_point=torch.zeros_like(scale),
         block_size=[1, group_size],
@@ -53,6 +50,19 @@ def quantize_int4(
         activation_dtype=torch.float8_e4m3fn if float8_activations else torch.bfloat16,
     )
     return tensor
+
+
+def _rounded(weight: "torch.Tensor", group_size: int) -> tuple["torch.Tensor", "torch.Tensor"]:
+    """Return packed levels, shape (out, in / 2), and scales, shape (out, groups)."""
+    import torch
+
+    rows, columns = weight.shape
+    groups = weight.reshape(rows, columns // group_size, group_size).float()
+    # The scale is rounded to what is stored before it is used, so that it is exact.
+    smallest = torch.finfo(weight.dtype).tiny  # groups of zeros need a scale, too
+    scale = (groups.abs().amax(dim=-1, keepdim=True) / _LEVELS).clamp(min=smallest).to(weight.dtype)
+    levels = (groups / scale.float()).round().clamp(-8, 7).to(torch.int8).reshape(rows, columns)
+    return pack_int4(levels), scale.squeeze(-1)
 
 
 def dequantize_int4(weight: "torch.Tensor") -> "torch.Tensor":

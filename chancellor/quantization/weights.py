@@ -28,7 +28,7 @@ def quantize_weight(weight: "torch.Tensor", config: "AOBaseConfig") -> "torch.Te
         return quantize_int4(weight, config.group_size)
     if isinstance(config, Float8DynamicActivationInt4WeightConfig) and _is_plain(config):
         return quantize_int4(weight, GROUP_SIZE, float8_activations=True)
-    if isinstance(config, Float8DynamicActivationFloat8WeightConfig) and not torch.cuda.is_available():
+    if isinstance(config, Float8DynamicActivationFloat8WeightConfig) and _is_per_row(config):
         return mend_rows_of_zeros(_float8(weight, config))
     # TorchAO wants a module, and for some schemes one that is inside of another.
     layers = torch.nn.Sequential(torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta"))
@@ -56,13 +56,18 @@ def mend_rows_of_zeros(weight: "torch.Tensor") -> "torch.Tensor":
     return weight
 
 
+def _is_per_row(config: Any) -> bool:
+    packing = str(getattr(config.packing_format, "value", config.packing_format))
+    return packing == "plain" and all(type(one).__name__ == "PerRow" for one in config.granularity)
+
+
 def _is_plain(config: Any) -> bool:
     packing = config.int4_packing_format
     return str(getattr(packing, "value", packing)) == "plain"
 
 
 def _float8(weight: "torch.Tensor", config: Any) -> "torch.Tensor":
-    """Do what TorchAO's transform does after it has asked for a GPU."""
+    """Do what TorchAO's transform does after it has asked for a GPU, bfloat16, and sizes that are multiples of 16."""
     from torchao.quantization import Float8Tensor
     from torchao.quantization.quantize_.workflows import QuantizeTensorToFloat8Kwargs
 

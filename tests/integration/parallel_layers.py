@@ -19,7 +19,7 @@ from chancellor.quantization.vllm_plugin import register
 from tests.integration.kernel_errors import bound, dequantized, start
 
 HIDDEN, HEAD, HEADS, WIDE = 512, 64, 8, 1024
-KINDS = ("column", "row", "gate_up", "qkv", "qkv with one kv head", "replicated")
+KINDS = ("column", "row", "gate_up", "gate_up in one", "qkv", "qkv in one", "qkv with one kv head", "replicated")
 
 
 def quantization(scheme: str, columns: int, *, serialized: bool) -> Any:
@@ -33,12 +33,12 @@ def build(kind: str, config: Any) -> tuple[Any, list[tuple[Any, int]], int]:
     """Return a layer, what is loaded into it (shard id and outputs), and its number of inputs."""
     from vllm.model_executor.layers import linear
 
-    more = {"bias": False, "quant_config": config, "prefix": "layer", "return_bias": False}
+    more = {"bias": True, "quant_config": config, "prefix": "layer", "return_bias": False}
     if kind == "column":
         return linear.ColumnParallelLinear(HIDDEN, WIDE, **more), [(None, WIDE)], HIDDEN
     if kind == "row":
         return linear.RowParallelLinear(WIDE, HIDDEN, reduce_results=False, **more), [(None, HIDDEN)], WIDE
-    if kind == "gate_up":
+    if kind.startswith("gate_up"):
         return linear.MergedColumnParallelLinear(HIDDEN, [WIDE, WIDE], **more), [(0, WIDE), (1, WIDE)], HIDDEN
     if kind == "replicated":
         return linear.ReplicatedLinear(HIDDEN, WIDE, **more), [(None, WIDE)], HIDDEN
@@ -55,26 +55,34 @@ def check(kind: str, scheme: str, ranks: int, rank: int, *, serialized: bool) ->
     config = quantization(scheme, columns // ranks if kind == "row" else columns, serialized=serialized)
     layer, shards, inputs = build(kind, config)
     torch.manual_seed(7)  # the same for all ranks
-    exact = []
-    for shard, outputs in shards:
+    exact, weights, biases = [], [], []
+    for _, outputs in shards:
         weight = torch.randn(outputs, inputs) * 0.02
-        quantized = quantize_weight(weight, config.torchao_config)
         # At load, each rank of a row-parallel layer takes the scales of its own part.
         parts = weight.chunk(ranks, dim=1) if kind == "row" and not serialized else [weight]
         exact.append(torch.cat([dequantized(quantize_weight(part, config.torchao_config)) for part in parts], dim=1))
+        weights.append(weight)
+        biases.append(torch.randn(outputs))
+    pieces = list(zip([shard for shard, _ in shards], weights, biases, strict=True))
+    if kind.endswith("in one"):  # as some checkpoints have it
+        pieces = [(None, torch.cat(weights), torch.cat(biases))]
+    for shard, weight, bias in pieces:
         extra = () if shard is None else (shard,)
-        layer.weight.weight_loader(layer.weight, quantized if serialized else weight, *extra)
+        loaded = quantize_weight(weight, config.torchao_config) if serialized else weight
+        layer.weight.weight_loader(layer.weight, loaded, *extra)
+        layer.bias.weight_loader(layer.bias, bias, *extra)
     layer.quant_method.process_weights_after_loading(layer)
     x = torch.randn(19, inputs)
     if kind == "row":
         part = inputs // ranks
         output = layer(x[:, rank * part : (rank + 1) * part].contiguous()).float()
         torch.distributed.all_reduce(output)
-        wanted = exact[0]
+        wanted, added = exact[0], biases[0]  # which only the first rank adds
     else:
         output = layer(x)
         wanted = torch.cat([mine(whole, kind, index, ranks, rank) for index, whole in enumerate(exact)])
-    product = x.double() @ wanted.t()
+        added = torch.cat([mine(whole, kind, index, ranks, rank) for index, whole in enumerate(biases)])
+    product = x.double() @ wanted.t() + added.double()
     limit = bound(scheme, x.double(), wanted, product)
     if kind == "row":
         limit *= 2  # each rank's part of the sum is rounded by itself

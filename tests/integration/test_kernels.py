@@ -62,7 +62,7 @@ def test_every_layer_is_within_the_error_of_its_scheme(
 def test_parallel_layers_on_two_ranks(tmp_path: Path) -> None:
     run("parallel_layers", "--ranks", "2", "--schemes", "int8,int4wo", "--json", f"{tmp_path}/x")
     found = json.loads((tmp_path / "x").read_text("utf-8"))
-    assert len(found) == 2 * 2 * 6 * 2
+    assert len(found) == 2 * 2 * 8 * 2
     assert not [row for row in found if not row["worst"] < 1]
 
 

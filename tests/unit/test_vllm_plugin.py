@@ -6,6 +6,9 @@ import pickle
 import subprocess
 import sys
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,8 +30,13 @@ from torchao.quantization import (
     PerTensor,
 )
 
+from chancellor import ModelSpec, errors
+from chancellor.engines.logs import refusal_in
+from chancellor.engines.vllm_args import _plug_in_options
 from chancellor.quantization import SCHEMES
-from chancellor.quantization.vllm_plugin.config import AT_LOAD, KernelConfig
+from chancellor.quantization.prepare import Prepared
+from chancellor.quantization.vllm_plugin import register
+from chancellor.quantization.vllm_plugin.config import AT_LOAD, KernelConfig, Options
 from chancellor.quantization.vllm_plugin.formats import Geometry, UnusableWeightError, format_for
 from chancellor.quantization.vllm_plugin.formats.int4 import Int4Format
 from chancellor.quantization.vllm_plugin.rules import config_of
@@ -166,9 +174,14 @@ def test_schemes_have_formats() -> None:
     "config",
     [
         Float8WeightOnlyConfig(set_inductor_config=False),
-        Int8WeightOnlyConfig(granularity=PerGroup(64), set_inductor_config=False),
-        Int8DynamicActivationInt8WeightConfig(act_mapping_type=MappingType.ASYMMETRIC, set_inductor_config=False),
+        Int8WeightOnlyConfig(granularity=PerGroup(64), set_inductor_config=False, version=2),
+        Int8DynamicActivationInt8WeightConfig(
+            act_mapping_type=MappingType.ASYMMETRIC, set_inductor_config=False, version=2
+        ),
         Int4WeightOnlyConfig(int4_packing_format="tile_packed_to_4d", set_inductor_config=False),
+        Float8DynamicActivationFloat8WeightConfig(
+            granularity=PerRow(), weight_dtype=torch.float8_e5m2, set_inductor_config=False
+        ),
     ],
 )
 def test_what_vllm_has_no_kernel_for_is_left_to_torchao(config: Any) -> None:
@@ -178,8 +191,8 @@ def test_what_vllm_has_no_kernel_for_is_left_to_torchao(config: Any) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        Int8WeightOnlyConfig(granularity=PerTensor(), set_inductor_config=False),
-        Int8DynamicActivationInt8WeightConfig(granularity=PerTensor(), set_inductor_config=False),
+        Int8WeightOnlyConfig(granularity=PerTensor(), set_inductor_config=False, version=2),
+        Int8DynamicActivationInt8WeightConfig(granularity=PerTensor(), set_inductor_config=False, version=2),
         Float8DynamicActivationFloat8WeightConfig(set_inductor_config=False),
     ],
 )
@@ -193,10 +206,104 @@ def test_one_scale_per_tensor_is_refused(config: Any) -> None:
 def test_configs_of_an_old_torchao_are_refused() -> None:
     old = config_to_dict(INT8)
     old["_data"]["version"], old["_version"] = 1, 1
-    with pytest.raises(UnusableWeightError, match="version 1 of the int8 configs"):
-        KernelConfig.from_config({"quant_method": "torchao", "quant_type": {"default": old}})
+    with pytest.raises(UnusableWeightError, match="ersion 1 of"):  # TorchAO 0.17 reads it, 0.18 does not
+        format_for(KernelConfig.from_config({"quant_method": "torchao", "quant_type": {"default": old}}).torchao_config)
     with pytest.raises(UnusableWeightError, match="quantise the original again"):
         KernelConfig.from_config({"quant_method": "torchao", "quant_type": "int8_weight_only"})
+
+
+def test_quantising_what_is_quantised_already() -> None:
+    stored = {"quant_method": "torchao", "quant_type": {"default": config_to_dict(INT8)}}
+    with pytest.raises(UnusableWeightError, match="torchao-int4wo quantises an unquantised checkpoint"):
+        AT_LOAD["torchao-int4wo"].from_config(stored)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"kernel": "vllm"}, "has no kernel for chancellor. There are: kernels, quantize_lm_head, skip"),
+        ({"kernels": "mine"}, "kernels is vllm or torchao, not 'mine'"),
+        ({"quantize_lm_head": "yes"}, "true or false"),
+        ({"skip": "lm_head"}, "skip a list of names"),
+        ({"quantize_lm_head": True, "kernels": "torchao"}, "leave out one of"),
+    ],
+)
+def test_options_that_make_no_sense(given: dict[str, Any], message: str) -> None:
+    with options(given), pytest.raises(ValueError, match=message):
+        Options.given()
+
+
+def test_options() -> None:
+    with options({}):
+        assert Options.given() == Options("vllm", quantize_lm_head=False, skip=())
+    with options({"quantize_lm_head": True, "skip": ["down_proj"]}):
+        assert Options.given() == Options("vllm", quantize_lm_head=True, skip=["down_proj"])
+
+
+@contextmanager
+def options(given: dict[str, Any]) -> Iterator[None]:
+    from vllm.config import VllmConfig, set_current_vllm_config
+
+    with set_current_vllm_config(VllmConfig(additional_config={"chancellor": given})):
+        yield
+
+
+def test_rules_take_the_names_that_vllm_gives() -> None:
+    from vllm.model_executor.models.utils import WeightsMapper
+
+    mapper = WeightsMapper(orig_to_new_prefix={"model.vision_tower.": "vision_tower."})
+    rules = {"model.vision_tower.mlp": None, "re:.*q_proj": INT4, "_default": INT8}
+    config = KernelConfig(FqnToConfig(OrderedDict(rules)), ["model.vision_tower.head", "lm_head"], True)
+    config.apply_vllm_mapper(mapper)
+    assert config.skip_modules == ["vision_tower.head", "lm_head"]
+    assert dict(config.torchao_config.fqn_to_config) == {
+        "vision_tower.mlp": None,
+        "re:.*q_proj": INT4,
+        "_default": INT8,
+    }
+
+
+def test_a_plug_in_that_does_not_fit_ends_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "chancellor.quantization.vllm_plugin.config", None)
+    register()
+
+
+def test_why_weights_were_refused_is_found_in_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("(Worker) ERROR a.b.UnusableWeightError: Old.\n", encoding="utf-8")
+    size = log.stat().st_size
+    assert refusal_in(log, size) is None
+    with log.open("a", encoding="utf-8") as file:
+        file.write("ERROR [x.py:1] chancellor.base.UnusableWeightError: Use int8.\nRuntimeError: Engine failed\n")
+    assert refusal_in(log, size) == "Use int8."
+    assert refusal_in(log, 0) == "Use int8."
+
+
+def spec(**engine: Any) -> ModelSpec:
+    return ModelSpec.model_validate({"name": "m", "source": "shape:nano", "trinity": 96, "engine": engine})
+
+
+def test_what_the_plug_in_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    int8, plain = (Prepared(Path(), scheme, None, 1) for scheme in ("int8", None))
+    assert _plug_in_options(spec(), int8) == {}
+    assert _plug_in_options(spec(kernels="torchao"), int8) == {"kernels": "torchao"}
+    assert _plug_in_options(spec(quantize_lm_head=True), int8) == {"quantize_lm_head": True}
+    at_load = spec(quantize_lm_head=True, vllm={"quantization": "torchao-int8"})
+    assert _plug_in_options(at_load, plain) == {"quantize_lm_head": True}
+    for model, prepared in (
+        (spec(quantize_lm_head=True), plain),
+        (spec(quantize_lm_head=True), Prepared(Path(), "gptq", None, 1)),
+        (spec(quantize_lm_head=True, kernels="torchao"), int8),
+    ):
+        with pytest.raises(errors.QuantizationError, match="has quantize_lm_head, but"):
+            _plug_in_options(model, prepared)
+    monkeypatch.setenv("VLLM_PLUGINS", "other")
+    assert _plug_in_options(spec(), plain) == {}
+    assert _plug_in_options(spec(kernels="torchao"), int8) == {"kernels": "torchao"}
+    with pytest.raises(errors.QuantizationError, match=r"VLLM_PLUGINS is 'other'(.|\n)*Add chancellor_torchao"):
+        _plug_in_options(spec(), int8)
+    monkeypatch.setenv("VLLM_PLUGINS", "other,chancellor_torchao")
+    assert _plug_in_options(spec(), int8) == {}
 
 
 def test_a_checkpoints_config_is_read() -> None:
@@ -217,7 +324,7 @@ def test_weights_that_are_not_what_the_config_says() -> None:
     with pytest.raises(UnusableWeightError, match=r"has a Int4Tensor where its config\.json promises a Int8Tensor"):
         wanted.split(weight_for(INT4))
     with pytest.raises(UnusableWeightError, match="a scale for each 1x64 weights, not for each 1x128"):
-        wanted.split(weight_for(Int8WeightOnlyConfig(granularity=PerGroup(64), set_inductor_config=False)))
+        wanted.split(weight_for(Int8WeightOnlyConfig(granularity=PerGroup(64), set_inductor_config=False, version=2)))
     scaled = weight_for(INT8)
     scaled.act_pre_scale = torch.ones(128)
     with pytest.raises(UnusableWeightError, match="act_pre_scale"):
@@ -242,5 +349,7 @@ def test_groups_are_fitted_to_a_layer_that_is_quantised_at_load() -> None:
 
 
 def test_dynamic_int8_wants_scales_per_row_on_both_sides() -> None:
-    mixed = Int8DynamicActivationInt8WeightConfig(granularity=[PerRow(), PerRow()], set_inductor_config=False)
+    mixed = Int8DynamicActivationInt8WeightConfig(
+        granularity=[PerRow(), PerRow()], set_inductor_config=False, version=2
+    )
     assert type(format_for(mixed)).__name__ == "Int8Format"

@@ -8,20 +8,25 @@ for each scheme that quantises an unquantised checkpoint at load: `--quantizatio
     which config a layer has, which weights are loaded how, and which kernel of vLLM's runs them
 """
 
-import os
+import logging
 
-__all__ = ["register"]
+__all__ = ["PLUGIN", "register"]
+
+PLUGIN = "chancellor_torchao"
+"""Name of the entry point, as the environment variable VLLM_PLUGINS has it."""
 
 
 def register() -> None:
     """Register with vLLM; called by vLLM itself, once in each process."""
-    # On a CPU with AMX, vLLM would round the activations of weight-only int4 to int8, with errors of 3 %. It still does
-    # for those who set this to 1.
-    os.environ.setdefault("VLLM_CPU_INT4_W4A8", "0")
-    from vllm.model_executor.layers.quantization import register_quantization_config
+    try:
+        from vllm.model_executor.layers.quantization import register_quantization_config
 
-    from chancellor.quantization.vllm_plugin.config import AT_LOAD, KernelConfig
-
+        from chancellor.quantization.vllm_plugin.config import AT_LOAD, KernelConfig
+    except Exception:  # it would end every vLLM of this environment, also of those who need no TorchAO
+        logging.getLogger(f"vllm.{__name__}").exception(
+            "Chancellor's plug-in does not fit this vLLM: TorchAO's weights run on vLLM's stock path."
+        )
+        return
     register_quantization_config("torchao")(KernelConfig)
     for name, config in AT_LOAD.items():
         register_quantization_config(name)(config)

@@ -1,10 +1,12 @@
 """What vLLM asks for the method of each layer."""
 
-from collections.abc import Mapping
-from typing import Any, Final, Self
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple, Self
 
 import torch
 from vllm.config import get_current_vllm_config
+from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.layers.quantization.torchao import TorchAOConfig, TorchAOLinearMethod
@@ -15,33 +17,50 @@ from chancellor.quantization.vllm_plugin.formats import UnusableWeightError, for
 from chancellor.quantization.vllm_plugin.method import KernelLinearMethod, QuantizedHeadMethod
 from chancellor.quantization.vllm_plugin.rules import config_of
 
-__all__ = ["AT_LOAD", "KernelConfig", "options"]
+__all__ = ["AT_LOAD", "KernelConfig", "Options"]
 
-_OPTIONS: Final = {"kernels": ("vllm", "torchao"), "quantize_lm_head": (False, True)}
+logger = init_logger(f"vllm.{__name__}")
 
 
-def options() -> dict[str, Any]:
-    """Return the options that vLLM was started with under `--additional-config '{"chancellor": {...}}'`.
+class Options(NamedTuple):
+    """What vLLM was started with under `--additional-config '{"chancellor": {...}}'`."""
 
-    kernels: "vllm" (the default), or "torchao", which is what vLLM does without this plug-in.
-    quantize_lm_head: whether the output layer is quantised as well; False by default.
+    kernels: str = "vllm"
+    """"vllm", or "torchao", which is what vLLM does without this plug-in."""
+    quantize_lm_head: bool = False
+    """Whether the output layer is quantised as well."""
+    skip: Sequence[str] = ()
+    """Names, or parts of names, of further layers that are not quantised."""
 
-    Raises:
-        ValueError: there is no such option.
-    """
-    given = get_current_vllm_config().additional_config
-    given = given.get("chancellor", {}) if isinstance(given, Mapping) else {}
-    for name, value in given.items():
-        if name not in _OPTIONS or value not in _OPTIONS[name]:
-            known = "; ".join(f"{option}: {' or '.join(map(str, values))}" for option, values in _OPTIONS.items())
+    @classmethod
+    def given(cls) -> Self:
+        """Return the options of the engine that is being made.
+
+        Raises:
+            ValueError: there is no such option, or it has no such value.
+        """
+        config = get_current_vllm_config().additional_config
+        given = config.get("chancellor", {}) if isinstance(config, Mapping) else {}
+        if unknown := set(given) - set(cls._fields):
             raise ValueError(
-                f"additional_config has no option {name!r} = {value!r} for chancellor. There are: {known}."
+                f"additional_config has no {', '.join(sorted(unknown))} for chancellor. "
+                f"There are: {', '.join(cls._fields)}."
             )
-    return {name: given.get(name, values[0]) for name, values in _OPTIONS.items()}
+        options = cls(**given)
+        if options.kernels not in ("vllm", "torchao"):
+            raise ValueError(f"kernels is vllm or torchao, not {options.kernels!r}.")
+        if type(options.quantize_lm_head) is not bool or isinstance(options.skip, str):
+            raise ValueError("quantize_lm_head is true or false, and skip a list of names.")
+        if options.quantize_lm_head and options.kernels == "torchao":
+            raise ValueError("quantize_lm_head needs vLLM's kernels: leave out one of quantize_lm_head and kernels.")
+        return options
 
 
 class KernelConfig(TorchAOConfig):  # type: ignore[misc]
     """TorchAO's quantisation, on vLLM's own kernels wherever there is one for it."""
+
+    torchao_config: Any
+    skip_modules: list[str]
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
@@ -54,21 +73,37 @@ class KernelConfig(TorchAOConfig):  # type: ignore[misc]
             ) from error
         return made
 
+    def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
+        """Give the rules the names that vLLM has for the layers; called by vLLM for models that rename them."""
+        from torchao.quantization import FqnToConfig
+
+        self.skip_modules = hf_to_vllm_mapper.apply_list(self.skip_modules)
+        if isinstance(self.torchao_config, FqnToConfig):
+            rules: OrderedDict[str, Any] = OrderedDict()
+            for name, rule in self.torchao_config.fqn_to_config.items():
+                plain = not name.startswith("re:") and name != "_default"
+                rules |= hf_to_vllm_mapper.apply_dict({name: rule}) if plain else {name: rule}
+            self.torchao_config = FqnToConfig(rules)
+
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
-        chosen = options()
-        if chosen["kernels"] == "torchao":
+        options = Options.given()
+        if options.kernels == "torchao":
             return super().get_quant_method(layer, prefix)
         if isinstance(layer, ParallelLMHead):
-            return self._head() if chosen["quantize_lm_head"] else None
+            return self._head() if options.quantize_lm_head else None
         if not isinstance(layer, LinearBase):
             return super().get_quant_method(layer, prefix)
-        config = config_of(prefix, self.torchao_config, self.skip_modules, self.packed_modules_mapping)
+        skipped = [*self.skip_modules, *options.skip]
+        config = config_of(prefix, self.torchao_config, skipped, self.packed_modules_mapping)
         if config is None:
             return UnquantizedLinearMethod()
         serialized = self.is_checkpoint_torchao_serialized
         stock = TorchAOLinearMethod(TorchAOConfig(config, self.skip_modules, serialized))
         weights = format_for(config)
-        return stock if weights is None else KernelLinearMethod(weights, stock, serialized=serialized)
+        if weights is None:
+            logger.warning_once("vLLM has no kernel for weights of %s: TorchAO's own runs them.", type(config).__name__)
+            return stock
+        return KernelLinearMethod(weights, stock, serialized=serialized, name=prefix)
 
     def _head(self) -> QuantizeMethodBase:
         from torchao.quantization import FqnToConfig
@@ -95,6 +130,13 @@ class _AtLoad(KernelConfig):
 
     def get_name(self) -> str:
         return f"torchao-{self.scheme}"
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:  # noqa: ARG003 - vLLM's signature
+        raise UnusableWeightError(
+            f"torchao-{cls.scheme} quantises an unquantised checkpoint, but this one has a quantization_config. Leave "
+            "--quantization out to serve it as it is; with a TorchAO config of your own use --quantization torchao."
+        )
 
 
 # At module level, each: vLLM sends them to its processes by their names.

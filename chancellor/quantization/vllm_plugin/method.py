@@ -4,15 +4,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from vllm.config import get_current_vllm_config
 from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import LinearMethodBase
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
-from vllm.model_executor.model_loader.reload.layerwise import initialize_online_processing
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info, initialize_online_processing
 from vllm.model_executor.parameter import ModelWeightParameter
 from vllm.model_executor.utils import set_weight_attrs
 
 from chancellor.quantization.vllm_plugin.formats import Geometry, UnusableWeightError, WeightFormat
+from chancellor.quantization.vllm_plugin.formats.base import install
 from chancellor.quantization.vllm_plugin.formats.int4 import Int4Format
 from chancellor.quantization.weights import quantize_weight
 
@@ -28,11 +30,13 @@ class KernelLinearMethod(LinearMethodBase):  # type: ignore[misc]
         weights: format of the weights.
         stock: vLLM's own method for the same weights, for machines without a kernel.
         serialized: whether the checkpoint is quantised; if not, each layer is as soon as it is loaded.
+        name: of the layer, for messages.
     """
 
-    def __init__(self, weights: WeightFormat, stock: QuantizeMethodBase, *, serialized: bool) -> None:
-        self.weights, self.stock, self.serialized = weights, stock, serialized
+    def __init__(self, weights: WeightFormat, stock: QuantizeMethodBase, *, serialized: bool, name: str = "") -> None:
+        self.weights, self.stock, self.serialized, self.name = weights, stock, serialized, name
         self.uses_meta_device = not serialized  # vLLM's word for layers that are finished one by one while loading
+        self.random_weights = False
         self.kernel: Any = None
         self.geometry: Geometry | None = None
 
@@ -80,6 +84,7 @@ class KernelLinearMethod(LinearMethodBase):  # type: ignore[misc]
             )
             layer.register_parameter("weight", weight)
             initialize_online_processing(layer)
+            self.random_weights = get_current_vllm_config().load_config.load_format == "dummy"
             return
         for name, part in self.weights.parts(geometry).items():
             parameter = torch.nn.Parameter(torch.empty(part.shape, dtype=part.dtype), requires_grad=False)
@@ -104,7 +109,11 @@ class KernelLinearMethod(LinearMethodBase):  # type: ignore[misc]
 
         def load_parts(param: torch.nn.Parameter, loaded: torch.Tensor, *shard: Any, **options: Any) -> None:
             if type(loaded) is torch.Tensor or type(loaded) is torch.nn.Parameter:
-                # Left unquantised by whoever wrote the checkpoint.
+                logger.warning_once(
+                    "%s, and maybe others, are not quantised in the checkpoint as its config.json promises; they are "
+                    "now. Was it meant to be skipped? vLLM knows it by this name.",
+                    self.name,
+                )
                 loaded = quantize_weight(loaded.to(layer.params_dtype), self.weights.config)
             parts = self.weights.split(loaded)
             load(param, parts.pop("weight"), *shard, **options)
@@ -121,6 +130,11 @@ class KernelLinearMethod(LinearMethodBase):  # type: ignore[misc]
             names = self.weights.parts(self.geometry)
             parts = {name: getattr(layer, name).data for name in names}
         else:
+            if not self.random_weights and get_layerwise_info(layer).load_numel == 0:
+                raise UnusableWeightError(
+                    f"{self.name} got no weights: they are not in the checkpoint, or are loaded in a way that "
+                    "quantising at load cannot follow. Quantise the model first: chancellor quantize SOURCE DEST."
+                )
             parts = self.weights.split(quantize_weight(layer.weight.data, self.weights.config))
         for name in parts:
             if hasattr(layer, name):
@@ -128,11 +142,18 @@ class KernelLinearMethod(LinearMethodBase):  # type: ignore[misc]
         self.weights.place(layer, parts)
         del parts
         self.kernel.process_weights_after_loading(layer)
+        _leave_a_weight(layer)
         layer._already_called_process_weights_after_loading = True  # noqa: SLF001 - the mark that vLLM resets on reload
 
     def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         output: torch.Tensor = self.kernel.apply_weights(layer, x, bias)
         return output
+
+
+def _leave_a_weight(layer: torch.nn.Module) -> None:
+    """Give the layer an empty weight where its kernel keeps the values to itself: adapters look at its device."""
+    if getattr(layer, "weight", None) is None:
+        install(layer, weight=torch.empty(0, dtype=torch.int8))
 
 
 class QuantizedHeadMethod(QuantizeMethodBase):  # type: ignore[misc]
@@ -161,7 +182,15 @@ class QuantizedHeadMethod(QuantizeMethodBase):  # type: ignore[misc]
         )
         if isinstance(self.weights, Int4Format):
             self.weights = self.weights.fitted(self.geometry)
-        self.kernel = self.weights.kernel(self.geometry)
+        try:
+            self.kernel = self.weights.kernel(self.geometry)
+        except UnusableWeightError:
+            raise
+        except ValueError as reasons:
+            raise UnusableWeightError(
+                f"No kernel of vLLM's can run the output layer quantised so; leave out quantize_lm_head. {reasons}"
+            ) from reasons
+        logger.info_once("The output layer is quantised by %s", type(self.weights.config).__name__)
         layer.logical_widths = output_partition_sizes
         layer.params_dtype = params_dtype
         UnquantizedEmbeddingMethod().create_weights(
@@ -180,6 +209,7 @@ class QuantizedHeadMethod(QuantizeMethodBase):  # type: ignore[misc]
         self.weights.place(layer, self.weights.split(quantize_weight(weight, self.weights.config)))
         del weight
         self.kernel.process_weights_after_loading(layer)
+        _leave_a_weight(layer)
 
     def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         output: torch.Tensor = self.kernel.apply_weights(layer, x, bias)

@@ -33,8 +33,13 @@ class Float8Format(WeightFormat):
                 "Quantise the original again with scales per row: chancellor quantize SOURCE DEST --scheme fp8."
             )
         packing = config.packing_format
-        plain = str(getattr(packing, "value", packing)) == "plain"
-        return cls(config) if plain and all(isinstance(one, PerRow) for one in config.granularity) else None
+        usual = (
+            str(getattr(packing, "value", packing)) == "plain"
+            and config.weight_dtype == config.activation_dtype == torch.float8_e4m3fn
+            and config.activation_value_lb is None
+            and config.activation_value_ub is None
+        )
+        return cls(config) if usual and all(isinstance(one, PerRow) for one in config.granularity) else None
 
     def kernel(self, geometry: Geometry) -> Any:
         from vllm.model_executor.kernels.linear import init_fp8_linear_kernel

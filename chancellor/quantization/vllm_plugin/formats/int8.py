@@ -23,6 +23,14 @@ _PER_TENSOR = (
 )
 
 
+def _refuse_version_1(config: Any) -> None:
+    if config.version == 1:
+        raise UnusableWeightError(
+            f"This is version 1 of {type(config).__name__}, which newer releases of TorchAO do not read any more. "
+            "Set version=2, or quantise the original again: chancellor quantize SOURCE DEST."
+        )
+
+
 class _Int8Weights(WeightFormat):
     """Values of shape (out, in) and scales of shape (out, 1)."""
 
@@ -47,11 +55,12 @@ class Int8Format(_Int8Weights):
 
         if not isinstance(config, Int8DynamicActivationInt8WeightConfig):
             return None
+        _refuse_version_1(config)
         both = config.granularity if isinstance(config.granularity, list) else [config.granularity] * 2
         if any(isinstance(one, PerTensor) for one in both):
             raise UnusableWeightError(_PER_TENSOR)
-        symmetric = "ASYMMETRIC" not in str(config.act_mapping_type)
-        return cls(config) if symmetric and all(one is None or isinstance(one, PerRow) for one in both) else None
+        usual = "ASYMMETRIC" not in str(config.act_mapping_type) and not config.weight_only_decode
+        return cls(config) if usual and all(one is None or isinstance(one, PerRow) for one in both) else None
 
     def kernel(self, geometry: Geometry) -> Any:
         from vllm.model_executor.kernels.linear import init_int8_linear_kernel
@@ -86,6 +95,7 @@ class Int8WeightOnlyFormat(_Int8Weights):
 
         if not isinstance(config, Int8WeightOnlyConfig):
             return None
+        _refuse_version_1(config)
         if isinstance(config.granularity, PerTensor):
             raise UnusableWeightError(_PER_TENSOR)
         return cls(config) if isinstance(config.granularity, PerRow) else None

@@ -1,6 +1,7 @@
 """Parameters and kernels for weights that are packed into int32: vLLM's "mixed precision" kernels."""
 
-from dataclasses import fields
+import os
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -30,9 +31,13 @@ def choose(geometry: Geometry, weight_type: Any, *, group_size: int, activations
     if any(field.name == "has_g_idx" for field in fields(MPLinearLayerConfig)):  # until vLLM 0.26
         options["has_g_idx"] = False
     config = MPLinearLayerConfig(**options)
-    return choose_mp_linear_kernel(config)(
+    kernel = choose_mp_linear_kernel(config)(
         config, w_q_param_name="weight", w_s_param_name="weight_scale", w_zp_param_name="weight_zero_point"
     )
+    if type(kernel).__name__ == "CPUWNA16LinearKernel" and os.environ.get("VLLM_CPU_INT4_W4A8") != "1":
+        # For bfloat16 on AMX it would round the activations to int8, by default and for this reason alone.
+        kernel.config = replace(config, act_type=torch.float32)
+    return kernel
 
 
 def values(packed: torch.Tensor, *, bits: int) -> Any:
