@@ -40,7 +40,7 @@ class Options(NamedTuple):
             ValueError: there is no such option, or it has no such value.
         """
         config = get_current_vllm_config().additional_config
-        given = config.get("chancellor", {}) if isinstance(config, Mapping) else {}
+        given: dict[str, Any] = config.get("chancellor", {}) if isinstance(config, Mapping) else {}
         if unknown := set(given) - set(cls._fields):
             raise ValueError(
                 f"additional_config has no {', '.join(sorted(unknown))} for chancellor. "
@@ -49,7 +49,7 @@ class Options(NamedTuple):
         options = cls(**given)
         if options.kernels not in ("vllm", "torchao"):
             raise ValueError(f"kernels is vllm or torchao, not {options.kernels!r}.")
-        if type(options.quantize_lm_head) is not bool or isinstance(options.skip, str):
+        if given.get("quantize_lm_head", False) not in (True, False) or isinstance(options.skip, str):
             raise ValueError("quantize_lm_head is true or false, and skip a list of names.")
         if options.quantize_lm_head and options.kernels == "torchao":
             raise ValueError("quantize_lm_head needs vLLM's kernels: leave out one of quantize_lm_head and kernels.")
