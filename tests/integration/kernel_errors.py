@@ -69,6 +69,7 @@ def layer_of(scheme: str, weight: torch.Tensor, bias: torch.Tensor | None, *, se
     assert formats is not None
     method = KernelLinearMethod(formats, UnquantizedLinearMethod(), serialized=serialized)
     layer = torch.nn.Module()
+    layer.quant_method = method  # which vLLM calls when the last weight is loaded
 
     def load(param: torch.Tensor, loaded: torch.Tensor) -> None:  # vLLM looks for "param"
         param.data.copy_(loaded)

@@ -37,12 +37,12 @@ def build(kind: str, config: Any) -> tuple[Any, list[tuple[Any, int]], int]:
     if kind == "column":
         return linear.ColumnParallelLinear(HIDDEN, WIDE, **more), [(None, WIDE)], HIDDEN
     if kind == "row":
-        return linear.RowParallelLinear(WIDE, HIDDEN, reduce_results=False, **more), [(None, HIDDEN)], WIDE
+        return linear.RowParallelLinear(WIDE, HIDDEN, **more), [(None, HIDDEN)], WIDE
     if kind.startswith("gate_up"):
         return linear.MergedColumnParallelLinear(HIDDEN, [WIDE, WIDE], **more), [(0, WIDE), (1, WIDE)], HIDDEN
     if kind == "replicated":
         return linear.ReplicatedLinear(HIDDEN, WIDE, **more), [(None, WIDE)], HIDDEN
-    kv_heads = 1 if "one" in kind else 2
+    kv_heads = 1 if "one kv head" in kind else 2
     layer = linear.QKVParallelLinear(HIDDEN, HEAD, HEADS, kv_heads, **more)
     return layer, [("q", HEADS * HEAD), ("k", kv_heads * HEAD), ("v", kv_heads * HEAD)], HIDDEN
 
@@ -75,8 +75,7 @@ def check(kind: str, scheme: str, ranks: int, rank: int, *, serialized: bool) ->
     x = torch.randn(19, inputs)
     if kind == "row":
         part = inputs // ranks
-        output = layer(x[:, rank * part : (rank + 1) * part].contiguous()).float()
-        torch.distributed.all_reduce(output)
+        output = layer(x[:, rank * part : (rank + 1) * part].contiguous())  # and sums over the ranks
         wanted, added = exact[0], biases[0]  # which only the first rank adds
     else:
         output = layer(x)
@@ -93,7 +92,7 @@ def check(kind: str, scheme: str, ranks: int, rank: int, *, serialized: bool) ->
 
 def mine(whole: torch.Tensor, kind: str, index: int, ranks: int, rank: int) -> torch.Tensor:
     """Return the rows that this rank holds."""
-    if kind == "replicated" or ("one" in kind and index > 0):  # the only kv head is on every rank
+    if kind == "replicated" or ("one kv head" in kind and index > 0):  # the only kv head is on every rank
         return whole
     size = whole.shape[0] // ranks
     return whole[rank * size : (rank + 1) * size]
