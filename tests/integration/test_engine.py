@@ -146,10 +146,10 @@ def test_seeds_and_stop(catalog: Catalog, pool: EnginePool) -> None:
     warm = {"temperature": 1.0, "max_tokens": 16}
     assert text(seed=7, **warm) == text(seed=7, **warm)
     assert text(seed=7, **warm) != text(seed=8, **warm)
-    whole, reason = text(temperature=0.0, max_tokens=24)
+    whole, reason = text(temperature=0.0, max_tokens=16)
     assert reason == "length"
     word = whole.split()[2]
-    assert text(temperature=0.0, max_tokens=24, stop=(word,)) == (whole[: whole.index(word)], "stop")
+    assert text(temperature=0.0, max_tokens=16, stop=(word,)) == (whole[: whole.index(word)], "stop")
 
 
 def test_callers_on_four_loops_in_four_threads(graph: Graph) -> None:
