@@ -113,7 +113,8 @@ def test_a_model_that_loads_but_cannot_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 @pytest.mark.parametrize("moment", ["starting", "answering"])
 def test_a_signal_ends_everything(tiny_catalog: str, sent: signal.Signals, moment: str) -> None:
-    command = [sys.executable, "-m", "chancellor.cli", "ask", "--config", tiny_catalog, "--max-tokens", "400", "--temperature", "0", "hello"]
+    command = [sys.executable, "-m", "chancellor.cli", "ask", "--config", tiny_catalog, "--max-tokens", "400"]
+    command += ["--temperature", "0", "hello"]  # random weights soon repeat themselves, and never end
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
