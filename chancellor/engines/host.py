@@ -10,7 +10,7 @@ import os
 import queue
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
@@ -184,7 +184,7 @@ class _Inbox(Generic[T]):
             try:
                 self._loop.call_soon_threadsafe(self._wake)
             except RuntimeError as error:  # the caller's loop was closed: nobody is waiting any more
-                raise CancelledError from error
+                raise asyncio.CancelledError from error
 
     def _wake(self) -> None:
         self._waking = False

@@ -1,8 +1,10 @@
 import asyncio
+import gc
 import os
 import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
@@ -112,25 +114,33 @@ def test_cancelling_the_caller_cancels_the_work(host: EngineHost) -> None:
     assert cancelled.wait(5)
 
 
-def test_a_closed_caller_loop_ends_the_source(host: EngineHost) -> None:
+@pytest.mark.parametrize("pause_s", [0.001, 600], ids=["while it sends", "while it waits"])
+def test_a_closed_caller_loop_ends_the_source(host: EngineHost, pause_s: float) -> None:
     closed = threading.Event()
 
     async def endless() -> AsyncIterator[int]:
         try:
             while True:
                 yield 1
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(pause_s)
         finally:
             closed.set()
 
+    complaints: list[Any] = []
+    host.loop().set_exception_handler(lambda _, context: complaints.append(context))
     loop = asyncio.new_event_loop()
     items = host.aiterate(endless)
     loop.run_until_complete(anext(items))
     loop.close()
-    assert closed.wait(5)
+    assert pause_s > 1 or closed.wait(5)
     loop = asyncio.new_event_loop()
     loop.run_until_complete(items.aclose())
     loop.close()
+    assert closed.wait(5)
+    host.call(asyncio.sleep(0.01))
+    gc.collect()
+    host.call(asyncio.sleep(0))
+    assert complaints == []  # such as "Task exception was never retrieved"
 
 
 def test_stop_and_start_again(host: EngineHost) -> None:
