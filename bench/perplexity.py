@@ -5,8 +5,8 @@ python bench/perplexity.py --random 2048x8 --engines vllm,vllm-saved,transformer
 
 The text is a file of lines, or of JSON objects with a "prompt"; with --random WIDTHxLAYERS the model has random
 weights, and the text random tokens. Each scheme runs in vLLM (with the plug-in; `vllm-saved` loads a quantised
-checkpoint, `vllm` quantises at load) and in transformers (TorchAO's tensors, or where TorchAO has no kernel for them,
-their dequantised values), in processes of their own. Perplexity is exp of the mean negative log probability of each
+checkpoint, `vllm` quantises at load, `vllm-2-gpus` does so in two ranks) and in transformers (TorchAO's tensors, or
+where TorchAO has no kernel for them, their dequantised values), in processes of their own. Perplexity is exp of the mean negative log probability of each
 token after the first of its window; agreement is the share of places where the likeliest next token is that of the
 unquantised model in the same engine. Between two engines of one scheme, the root mean square of the differences of
 those log probabilities is set beside the scheme's own: what it changes against the unquantised model.
@@ -74,7 +74,9 @@ def saved(folder: str, scheme: str, dtype: str) -> str:
     return str(prepare(ModelSpec(name="saved", source=folder, scheme=scheme, trinity=96), dtype).folder)
 
 
-def in_vllm(folder: str, scheme: str, dtype: str, parts: list[list[int]]) -> tuple[list[float], list[int]]:
+def in_vllm(
+    folder: str, scheme: str, dtype: str, parts: list[list[int]], ranks: int = 1
+) -> tuple[list[float], list[int]]:
     """Return the negative log probability and the likeliest token of each place."""
     import torch
     from vllm import LLM, SamplingParams
@@ -90,6 +92,7 @@ def in_vllm(folder: str, scheme: str, dtype: str, parts: list[list[int]]) -> tup
         enforce_eager=True,
         enable_prefix_caching=False,
         skip_tokenizer_init=True,
+        tensor_parallel_size=ranks,
         **more,
     )
     losses: list[float] = []
@@ -149,8 +152,10 @@ def do_task(task: Path) -> None:
     engine, folder, scheme, dtype, parts = json.loads(task.read_text(encoding="utf-8"))
     if engine == "vllm-saved" and scheme != "none":
         found = in_vllm(saved(folder, scheme, dtype), "saved", dtype, parts)
+    elif engine == "transformers":
+        found = in_transformers(folder, scheme, dtype, parts)
     else:
-        found = (in_transformers if engine == "transformers" else in_vllm)(folder, scheme, dtype, parts)
+        found = in_vllm(folder, scheme, dtype, parts, ranks=2 if engine == "vllm-2-gpus" else 1)
     task.with_suffix(".done").write_text(json.dumps(found), encoding="utf-8")
 
 
@@ -196,7 +201,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path)
     parser.add_argument("--task", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--schemes", default="none,int8,int4wo")
-    parser.add_argument("--engines", default="vllm,transformers", help="of vllm, vllm-saved, transformers")
+    parser.add_argument("--engines", default="vllm,transformers", help="of vllm, vllm-saved, vllm-2-gpus, transformers")
     parser.add_argument("--at-once", type=int, default=1, help="rows that run at the same time")
     parser.add_argument("--tokens", type=int, default=51_200)
     parser.add_argument("--dtype", default="bfloat16")

@@ -149,7 +149,12 @@ def start(dtype: torch.dtype, stack: ExitStack, *, ranks: int = 1, rank: int = 0
     import tempfile
 
     from vllm.config import DeviceConfig, VllmConfig, set_current_vllm_config
-    from vllm.distributed import init_distributed_environment, initialize_model_parallel
+    from vllm.distributed import (
+        destroy_distributed_environment,
+        destroy_model_parallel,
+        init_distributed_environment,
+        initialize_model_parallel,
+    )
     from vllm.platforms import current_platform
 
     current_platform.import_kernels()
@@ -163,7 +168,9 @@ def start(dtype: torch.dtype, stack: ExitStack, *, ranks: int = 1, rank: int = 0
     stack.enter_context(set_current_vllm_config(config))
     meeting = meeting or f"{stack.enter_context(tempfile.TemporaryDirectory())}/meeting"
     init_distributed_environment(ranks, rank, f"file://{meeting}", rank, "nccl" if cuda else "gloo")
+    stack.callback(destroy_distributed_environment)  # NCCL may hang at exit otherwise
     initialize_model_parallel(ranks)
+    stack.callback(destroy_model_parallel)
 
 
 def main() -> None:
