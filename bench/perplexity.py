@@ -6,10 +6,12 @@ python bench/perplexity.py --random 2048x8 --engines vllm,vllm-saved,transformer
 The text is a file of lines, or of JSON objects with a "prompt"; with --random WIDTHxLAYERS the model has random
 weights, and the text random tokens. Each scheme runs in vLLM (with the plug-in; `vllm-saved` loads a quantised
 checkpoint, `vllm` quantises at load, `vllm-2-gpus` does so in two ranks) and in transformers (TorchAO's tensors, or
-where TorchAO has no kernel for them, their dequantised values), in processes of their own. Perplexity is exp of the mean negative log probability of each
-token after the first of its window; agreement is the share of places where the likeliest next token is that of the
-unquantised model in the same engine. Between two engines of one scheme, the root mean square of the differences of
-those log probabilities is set beside the scheme's own: what it changes against the unquantised model.
+where TorchAO has no kernel for them, their dequantised values), in processes of their own.
+
+Perplexity is exp of the mean negative log probability of each token after the first of its window; agreement is the
+share of places where the likeliest next token is that of the unquantised model in the same engine. Between two
+engines of one scheme, the root mean square of the differences of those log probabilities is set beside the scheme's
+own: what it changes against the unquantised model.
 """
 
 import argparse
