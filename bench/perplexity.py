@@ -144,8 +144,11 @@ def measured(
     with tempfile.TemporaryDirectory() as room:
         task = Path(room) / "task.json"
         task.write_text(json.dumps([engine, folder, scheme, dtype, parts]), encoding="utf-8")
-        subprocess.run([sys.executable, __file__, "--task", str(task)], check=True)
-        losses, likeliest = json.loads(task.with_suffix(".done").read_text(encoding="utf-8"))
+        code = subprocess.run([sys.executable, __file__, "--task", str(task)], check=False).returncode
+        done = task.with_suffix(".done")  # some engines fail while they exit, with all their work done
+        if not done.is_file():
+            raise RuntimeError(f"it ended with code {code}")
+        losses, likeliest = json.loads(done.read_text(encoding="utf-8"))
     print(f"{engine}, {scheme}: done after {time.perf_counter() - began:.0f} s", flush=True)
     return losses, likeliest
 
