@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from chancellor.answer import Answer, ask
     from chancellor.bench.monitor import PerformanceMonitor
     from chancellor.catalog import Catalog, EngineOptions, ModelSpec
-    from chancellor.chat_model import ChatModels, ChatVLLM
+    from chancellor.chat import ChatModels, ChatVLLM
     from chancellor.context import Context
     from chancellor.graphs.builder import create_chancellor
     from chancellor.quantization.writer import quantize
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _HOME = {
     "Answer": "chancellor.answer",
     "Catalog": "chancellor.catalog",
-    "ChatModels": "chancellor.chat_model",
-    "ChatVLLM": "chancellor.chat_model",
+    "ChatModels": "chancellor.chat",
+    "ChatVLLM": "chancellor.chat",
     "Context": "chancellor.context",
     "EngineOptions": "chancellor.catalog",
     "ModelSpec": "chancellor.catalog",

@@ -51,6 +51,10 @@ class EngineOptions(BaseModel):
     """What multiplies with TorchAO's weights in vLLM: vLLM's own kernels, or TorchAO's, which is vLLM's stock path."""
     quantize_lm_head: bool = False
     """Quantise the output layer as well, after it was loaded; the embedding stays as it is."""
+    tool_parser: str | None = None
+    """Name of vLLM's parser for the model's tool calls; None looks at its chat template."""
+    reasoning_parser: str | None = None
+    """Name of vLLM's parser for what the model thinks before it answers; None if it does not."""
     vllm: dict[str, Any] = {}
     """Further arguments for vLLM's AsyncEngineArgs; they win over everything above."""
 

@@ -25,6 +25,7 @@ ChancellorError
     ├── EngineStartError
     ├── EngineDiedError
     └── GenerationError
+        └── GenerationTimeoutError
 """
 
 from collections.abc import Iterable
@@ -43,6 +44,7 @@ __all__ = [
     "EngineError",
     "EngineStartError",
     "GenerationError",
+    "GenerationTimeoutError",
     "InvalidContextError",
     "InvalidInputError",
     "MissingDependencyError",
@@ -218,3 +220,9 @@ class EngineDiedError(EngineError):
 
 class GenerationError(EngineError):
     """One request failed; the engine goes on."""
+
+
+class GenerationTimeoutError(GenerationError):
+    """The answer took longer than it may; it was aborted."""
+
+    default_hint = "Allow more time (timeout), or ask for less (max_tokens)."

@@ -7,7 +7,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.types import RetryPolicy
 
 from chancellor.catalog import Catalog
-from chancellor.chat_model import ChatModels
+from chancellor.chat import ChatModels
 from chancellor.context import Context
 from chancellor.nodes import complexity_node, generation_node, metrics_node, selection_node
 from chancellor.state import State

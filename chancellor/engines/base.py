@@ -3,14 +3,23 @@
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-__all__ = ["Delta", "Engine", "EngineStats", "GenerationRequest", "TokenLogprob"]
+__all__ = ["Delta", "Engine", "EngineStats", "GenerationRequest", "Guide", "TokenLogprob", "ToolCallPiece"]
+
+
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """What the answer has to look like; the engine makes no token that breaks it."""
+
+    kind: Literal["json_schema", "json_object", "regex", "choice", "grammar", "structural_tag"]
+    value: Any = None
+    """A JSON schema, a regular expression, a list of texts, an EBNF grammar, or a structural tag of xgrammar's."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One request. Messages are in the form of chat templates: {"role": ..., "content": ...}."""
+    """One request. Messages are in the form of OpenAI's: {"role": ..., "content": ..., "tool_calls": [...]}."""
 
     messages: list[dict[str, Any]]
     max_tokens: int = 512
@@ -26,6 +35,17 @@ class GenerationRequest:
     """False asks for one delta at the end, which spares all work per token."""
     ignore_eos: bool = False
     """Go on to max_tokens whatever the model says: for benchmarks."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """Functions that the model may call: {"type": "function", "function": {"name", "description", "parameters"}}."""
+    tool_choice: str = "auto"
+    """ "auto" leaves it to the model, "none" forbids it, "required" is some call, and all else a function's name."""
+    parallel_tool_calls: bool = False
+    """Whether a forced call may be several."""
+    guide: Guide | None = None
+    timeout_s: float | None = None
+    """Seconds that the answer may take, once the engine runs."""
+    retries: int = 0
+    """How often to start over when the engine dies before it has answered anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +57,19 @@ class TokenLogprob:
     logprob: float
     top: dict[int, float] = field(default_factory=dict)
     """Token id to log probability, of the likeliest tokens at this step."""
+    top_tokens: tuple[tuple[str, float], ...] = ()
+    """The same with the tokens' texts, the likeliest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallPiece:
+    """A piece of a tool call. Its first has the id and the name; the arguments' JSON may come in several."""
+
+    index: int
+    """Number of the call in this answer, from 0."""
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +79,11 @@ class Delta:
     text: str
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
+    """What the model thought before it answered; it is not part of the text."""
+    tool_calls: tuple[ToolCallPiece, ...] = ()
     finish_reason: str | None = None
-    """ "stop" or "length" on the last delta, else None."""
+    """ "stop", "length" or "tool_calls" on the last delta, else None."""
     input_tokens: int | None = None
     output_tokens: int | None = None
     cached_tokens: int | None = None
@@ -57,6 +93,8 @@ class Delta:
     time_to_first_token_s: float | None = None
     queue_time_s: float | None = None
     """Seconds that the request waited in the engine for its first turn."""
+    model: str | None = None
+    """Name of the model that answered."""
     engine: str | None = None
     """Kind of the engine that answered."""
     quantization: str | None = None

@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator
+from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
 from chancellor import progress
@@ -16,7 +17,7 @@ from chancellor.catalog import ModelSpec
 from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest
 from chancellor.engines.host import EngineHost
 from chancellor.engines.vllm import VLLMEngine
-from chancellor.errors import EngineDiedError
+from chancellor.errors import EngineDiedError, GenerationTimeoutError
 from chancellor.telemetry.requests import Observation
 
 __all__ = ["EnginePool", "default_pool"]
@@ -164,17 +165,24 @@ class EnginePool:
 
     async def _generate(self, spec: ModelSpec, request: GenerationRequest) -> AsyncIterator[Delta]:
         with Observation(spec, request) as observed:
-            engine = await self._get(spec)
-            observed.handed_to(engine)
-            deltas = engine.generate(request)
-            try:
-                async for delta in deltas:
-                    observed.last = delta
-                    yield delta
-            finally:
-                close = getattr(deltas, "aclose", None)
-                if close is not None:
-                    await close()
+            for left in reversed(range(request.retries + 1)):
+                engine = await self._get(spec)
+                observed.handed_to(engine)
+                answered = False
+                deltas = engine.generate(request)
+                try:
+                    async with _within(request.timeout_s):
+                        async for delta in deltas:
+                            observed.last, answered = delta, True
+                            yield delta
+                    return
+                except EngineDiedError:
+                    if answered or self._closing or not left:
+                        raise
+                finally:
+                    close = getattr(deltas, "aclose", None)
+                    if close is not None:
+                        await close()
 
     async def _stats(self) -> dict[str, EngineStats]:
         ready = {key: task for key, task in self._engines.items() if task.done() and _usable(task)}
@@ -192,6 +200,18 @@ class EnginePool:
                 self._engines.pop(key, None)
         finally:
             self._closing, self._starting, self._waiting = False, None, set()
+
+
+@asynccontextmanager
+async def _within(seconds: float | None) -> AsyncIterator[None]:
+    if seconds is None:
+        yield
+        return
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise GenerationTimeoutError(f"The answer was not there after {seconds:g} s.") from error
 
 
 def _call(pool: "weakref.ref[EnginePool]", method: Callable[[EnginePool], None]) -> None:

@@ -20,8 +20,13 @@ class Prompt:
     """Whether the model's chat template made it; else it is a raw completion."""
 
 
-def render(tokenizer: Any, messages: list[dict[str, Any]]) -> Prompt:
+def render(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> Prompt:
     """Render the conversation with the model's own chat template; without one, as plain text to be continued.
+
+    Args:
+        tokenizer: the model's, from Hugging Face.
+        messages: the conversation.
+        tools: for a template that describes tools to the model.
 
     Raises:
         GenerationError: the template refuses the conversation.
@@ -31,7 +36,7 @@ def render(tokenizer: Any, messages: list[dict[str, Any]]) -> Prompt:
         return Prompt(list(tokenizer.encode(text)), templated=False)
     try:
         token_ids = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False
+            messages, tools=tools, add_generation_prompt=True, tokenize=True, return_dict=False
         )
     except Exception as error:
         raise GenerationError(

@@ -11,6 +11,7 @@ import psutil
 
 from chancellor import progress
 from chancellor.catalog import ModelSpec
+from chancellor.engines.answers import plan_of
 from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest
 from chancellor.engines.hardware import default_dtype
 from chancellor.engines.host import in_thread
@@ -159,7 +160,9 @@ class VLLMEngine(Engine):
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         llm, started = self._running(), time.perf_counter()
-        prompt = render(llm.get_tokenizer(), request.messages)
+        tokenizer, options = llm.get_tokenizer(), self.spec.engine
+        plan = plan_of(request, tokenizer, tool_parser=options.tool_parser, reasoning_parser=options.reasoning_parser)
+        prompt = render(tokenizer, plan.messages, plan.tools)
         limit = llm.model_config.max_model_len
         if len(prompt.token_ids) >= limit:
             raise PromptTooLongError(
@@ -168,7 +171,7 @@ class VLLMEngine(Engine):
         first: float | None = None
         produced = 0
         try:
-            sampling = sampling_params(request, prompt)
+            sampling = sampling_params(request, prompt, plan)
             outputs = llm.generate(tokens_input(prompt.token_ids), sampling, f"chancellor-{uuid.uuid4().hex}")
             async with aclosing(outputs):
                 async for output in outputs:
@@ -176,7 +179,8 @@ class VLLMEngine(Engine):
                     produced += len(output.outputs[0].token_ids)
                     if first is None and request.stream and produced:
                         first = now
-                    yield delta_of(output, self.spec.name, self.quantization, produced, now, first)
+                    delta = delta_of(output, self.spec.name, self.quantization, produced, now, first)
+                    yield plan.read(delta) if plan.readers else delta
         except EngineDeadError as error:
             raise EngineDiedError(
                 f"The engine of {self.spec.name!r} ended while it answered.",

@@ -62,6 +62,8 @@ def engine_args(spec: ModelSpec, prepared: Prepared, dtype: str) -> "AsyncEngine
         arguments["load_format"] = "safetensors"
     if prepared.quantize_at_load is not None:
         arguments["quantization"] = f"torchao-{prepared.quantize_at_load}"  # of our plug-in
+    if options.reasoning_parser is not None:  # a guide binds the answer, and not the thoughts
+        arguments["reasoning_parser"] = options.reasoning_parser
     if plug_in := _plug_in_options(spec, prepared):
         arguments["additional_config"] = {"chancellor": plug_in}
     return AsyncEngineArgs(**_with_options(arguments, options.vllm))

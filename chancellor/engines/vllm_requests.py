@@ -1,8 +1,11 @@
 """From our requests to vLLM's, and from its outputs to our deltas."""
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
-from chancellor.engines.base import Delta, GenerationRequest, TokenLogprob
+from chancellor.engines.answers import Plan
+from chancellor.engines.answers.calls import json_format, structural_tag
+from chancellor.engines.base import Delta, GenerationRequest, Guide, TokenLogprob
 from chancellor.engines.logs import log_file
 from chancellor.engines.prompt import RAW_STOP, Prompt
 from chancellor.errors import EngineDiedError, GenerationError
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["delta_of", "sampling_params"]
 
 
-def sampling_params(request: GenerationRequest, prompt: Prompt) -> "SamplingParams":
+def sampling_params(request: GenerationRequest, prompt: Prompt, plan: Plan) -> "SamplingParams":
     """Return vLLM's parameters for the request."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -26,8 +29,26 @@ def sampling_params(request: GenerationRequest, prompt: Prompt) -> "SamplingPara
         stop=list(request.stop or (() if prompt.templated or request.ignore_eos else RAW_STOP)),
         logprobs=request.logprobs,
         ignore_eos=request.ignore_eos,
+        skip_special_tokens=plan.skip_special_tokens,
+        structured_outputs=None if plan.guide is None else _structured_outputs(plan.guide),
         output_kind=RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY,
     )
+
+
+def _structured_outputs(guide: Guide) -> Any:
+    from vllm.sampling_params import StructuredOutputsParams
+    from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
+
+    value = guide.value
+    if guide.kind == "json_object":
+        value = {"type": "object"}
+    if guide.kind in ("json_schema", "json_object"):
+        if has_xgrammar_unsupported_json_features(value):
+            return StructuredOutputsParams(json=json.dumps(value))  # for which vLLM has another library
+        # As a structural tag: only there can white space be kept from going on for ever.
+        value = structural_tag(json_format(value)).value
+        return StructuredOutputsParams(structural_tag=value)
+    return StructuredOutputsParams(**{guide.kind: list(value) if guide.kind == "choice" else value})
 
 
 def delta_of(
@@ -54,6 +75,9 @@ def delta_of(
             token=step[token_id].decoded_token or "",
             logprob=step[token_id].logprob,
             top={candidate: entry.logprob for candidate, entry in step.items()},
+            top_tokens=tuple(
+                sorted(((entry.decoded_token or "", entry.logprob) for entry in step.values()), key=lambda one: -one[1])
+            ),
         )
         for token_id, step in zip(piece.token_ids, piece.logprobs or (), strict=False)
     )
@@ -79,6 +103,7 @@ def delta_of(
         inference_time_s=now,
         time_to_first_token_s=first,
         queue_time_s=queued,
+        model=model,
         engine="vllm",
         quantization=quantization,
     )

@@ -7,6 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from chancellor.engines import GenerationRequest
+from chancellor.engines.answers import Plan
 from chancellor.engines.prompt import RAW_STOP, render
 from chancellor.engines.vllm_requests import sampling_params
 from chancellor.errors import GenerationError
@@ -25,7 +26,7 @@ def test_chat_goes_through_the_models_own_template(tmp_path: Path) -> None:
     prompt = render(reader, MESSAGES)
     assert prompt.templated
     assert reader.decode(prompt.token_ids) == "<|user|>What is two plus two?<|end|><|assistant|>"
-    assert sampling_params(GenerationRequest(MESSAGES), prompt).stop == []
+    assert sampling_params(GenerationRequest(MESSAGES), prompt, Plan([])).stop == []
 
 
 def test_without_a_template_it_is_a_raw_completion_that_a_blank_line_ends(tmp_path: Path) -> None:
@@ -33,8 +34,8 @@ def test_without_a_template_it_is_a_raw_completion_that_a_blank_line_ends(tmp_pa
     prompt = render(reader, MESSAGES)
     assert not prompt.templated
     assert reader.decode(prompt.token_ids) == "What is two plus two?"
-    assert sampling_params(GenerationRequest(MESSAGES), prompt).stop == list(RAW_STOP)
-    assert sampling_params(GenerationRequest(MESSAGES, stop=("x",)), prompt).stop == ["x"]
+    assert sampling_params(GenerationRequest(MESSAGES), prompt, Plan([])).stop == list(RAW_STOP)
+    assert sampling_params(GenerationRequest(MESSAGES, stop=("x",)), prompt, Plan([])).stop == ["x"]
 
 
 def test_a_template_that_refuses_says_so(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ ERRORS = {
     "EngineError",
     "EngineStartError",
     "GenerationError",
+    "GenerationTimeoutError",
     "InvalidContextError",
     "InvalidInputError",
     "MissingDependencyError",

@@ -8,7 +8,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 
 from chancellor.bench.targets.base import Ask, Reply, Stopwatch, Target
-from chancellor.chat_model import ChatVLLM
+from chancellor.chat import ChatVLLM
 from chancellor.context import Context
 from chancellor.errors import BenchmarkError
 

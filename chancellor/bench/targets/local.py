@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 from chancellor.bench.targets.base import Ask, Reply, Stopwatch, Target
 from chancellor.bench.targets.langchain import ask_chat_model, ask_graph
 from chancellor.catalog import Catalog, ModelSpec
-from chancellor.chat_model import ChatVLLM
+from chancellor.chat import ChatVLLM
 from chancellor.context import Context
 from chancellor.engines import EnginePool, EngineStats, GenerationRequest
 from chancellor.engines.base import Engine

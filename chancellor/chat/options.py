@@ -1,0 +1,104 @@
+"""What a call of a chat model can ask for: tools, and the form of the answer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+
+from chancellor.engines import Guide
+from chancellor.errors import InvalidInputError, UnknownChoiceError
+
+__all__ = ["choice_of", "guide_of", "schema_of", "tools_of"]
+
+ToolLike = dict[str, Any] | type | Callable[..., Any] | BaseTool
+_GUIDES = ("regex", "choice", "grammar", "structural_tag")
+
+
+def tools_of(tools: Sequence[ToolLike]) -> list[dict[str, Any]]:
+    """Return the tools in OpenAI's form.
+
+    Raises:
+        InvalidInputError: one of them is no tool.
+    """
+    made: list[dict[str, Any]] = []
+    for tool in tools:
+        try:
+            one = convert_to_openai_tool(tool)
+            name = one["function"]["name"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise InvalidInputError(
+                f"{tool!r} cannot be used as a tool: {error}.",
+                hint="Pass a function with annotations and a docstring, a tool, a pydantic class, or OpenAI's dict.",
+            ) from error
+        if name in (other["function"]["name"] for other in made):
+            raise InvalidInputError(f"Two tools are called {name!r}.", hint="Give each tool a name of its own.")
+        made.append(one)
+    return made
+
+
+def choice_of(choice: Any, tools: Sequence[dict[str, Any]]) -> str:
+    """Return a tool choice as engines know it: "auto", "none", "required", or the name of one of the tools.
+
+    Raises:
+        UnknownChoiceError: it is none of these.
+    """
+    names = [tool["function"]["name"] for tool in tools]
+    if isinstance(choice, Mapping):
+        choice = choice.get("function", choice).get("name")
+    if choice is None or choice is False:
+        return "auto"
+    if choice in ("any", True):
+        return "required"
+    if choice in ("auto", "none", "required") or choice in names:
+        return str(choice)
+    raise UnknownChoiceError.of("tool choice", choice, ["auto", "any", "none", *names])
+
+
+def guide_of(response_format: Any, structured_outputs: Any) -> Guide | None:
+    """Return the guide for OpenAI's `response_format`, or for vLLM's `structured_outputs`.
+
+    Raises:
+        InvalidInputError: it is of no known form.
+    """
+    if structured_outputs is not None:
+        given = {kind: value for kind, value in dict(structured_outputs).items() if value is not None}
+        if len(given) != 1 or (kind := next(iter(given))) not in (*_GUIDES, "json"):
+            raise InvalidInputError(
+                f"structured_outputs is {structured_outputs!r}.",
+                hint=f"Give exactly one of: json, {', '.join(_GUIDES)}.",
+            )
+        return Guide("json_schema", schema_of(given["json"])) if kind == "json" else Guide(kind, given[kind])
+    if response_format is None:
+        return None
+    kind = response_format.get("type") if isinstance(response_format, Mapping) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return Guide("json_object")
+    if kind == "json_schema":
+        return Guide("json_schema", schema_of(response_format["json_schema"].get("schema", {})))
+    if isinstance(response_format, type):
+        return Guide("json_schema", schema_of(response_format))
+    raise InvalidInputError(
+        f"response_format is {response_format!r}.",
+        hint='Give {"type": "json_schema", "json_schema": {"name": ..., "schema": ...}} or {"type": "json_object"}.',
+    )
+
+
+def schema_of(schema: Any) -> dict[str, Any]:
+    """Return the JSON schema of a pydantic class, a TypedDict, OpenAI's dict, or a JSON schema.
+
+    Raises:
+        InvalidInputError: it is none of these.
+    """
+    if isinstance(schema, dict) and schema.get("type") in ("object", "array", "string", "integer", "number", "boolean"):
+        return schema
+    try:
+        found: dict[str, Any] = convert_to_json_schema(schema)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InvalidInputError(
+            f"{schema!r} is no schema of an answer: {error}.",
+            hint="Pass a pydantic class, a TypedDict, or a JSON schema with a title.",
+        ) from error
+    return found

@@ -1,0 +1,57 @@
+"""Answers as objects: guided by a schema, so that also a small model's are valid."""
+
+from operator import itemgetter
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
+from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
+from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.utils.pydantic import is_basemodel_subclass
+
+from chancellor.chat.options import schema_of, tools_of
+from chancellor.errors import InvalidInputError, UnknownChoiceError
+
+__all__ = ["structured_output"]
+
+_METHODS = ("json_schema", "function_calling", "json_mode")
+
+
+def structured_output(
+    model: BaseChatModel, schema: Any, method: str, *, include_raw: bool
+) -> Runnable[LanguageModelInput, Any]:
+    """Return the model followed by a parser of its answers; see `ChatVLLM.with_structured_output`."""
+    if method not in _METHODS:
+        raise UnknownChoiceError.of("method of structured output", method, _METHODS)
+    if schema is None and method != "json_mode":
+        raise InvalidInputError("There is no schema.", hint='Pass one, or method="json_mode" for any JSON object.')
+    is_class = isinstance(schema, type) and is_basemodel_subclass(schema)
+    parser: Any
+    if method == "function_calling":
+        (tool,) = tools_of([schema])
+        name = tool["function"]["name"]
+        llm = model.bind_tools([schema], tool_choice=name, ls_structured_output_format=_noted(method, schema))
+        parser = (
+            PydanticToolsParser(tools=[schema], first_tool_only=True)
+            if is_class
+            else JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+        )
+    else:
+        guide: dict[str, Any] = {"type": "json_object"}
+        if schema is not None:  # JSON of a known form is better than any JSON
+            guide = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema_of(schema)}}
+        llm = model.bind(response_format=guide, ls_structured_output_format=_noted(method, schema))
+        parser = PydanticOutputParser(pydantic_object=schema) if is_class else JsonOutputParser()
+    if not include_raw:
+        chain: Runnable[LanguageModelInput, Any] = llm | parser
+        return chain
+    parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
+    failed = RunnablePassthrough.assign(parsed=lambda _: None)
+    return RunnableMap(raw=llm) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+
+
+def _noted(method: str, schema: Any) -> dict[str, Any]:
+    """Return what tracers are told."""
+    from langchain_core.utils.function_calling import convert_to_json_schema
+
+    return {"kwargs": {"method": method}, "schema": convert_to_json_schema(schema) if schema is not None else None}
