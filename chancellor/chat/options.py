@@ -5,6 +5,7 @@ from typing import Any
 
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from chancellor.engines import Guide
 from chancellor.errors import InvalidInputError, UnknownChoiceError
@@ -12,6 +13,7 @@ from chancellor.errors import InvalidInputError, UnknownChoiceError
 __all__ = ["choice_of", "guide_of", "schema_of", "tools_of"]
 
 ToolLike = dict[str, Any] | type | Callable[..., Any] | BaseTool
+_JSON_TYPES = ("object", "array", "string", "integer", "number", "boolean")
 _GUIDES = ("regex", "choice", "grammar", "structural_tag")
 
 
@@ -92,8 +94,11 @@ def schema_of(schema: Any) -> dict[str, Any]:
     Raises:
         InvalidInputError: it is none of these.
     """
-    if isinstance(schema, dict) and schema.get("type") in ("object", "array", "string", "integer", "number", "boolean"):
+    if isinstance(schema, dict) and ("$ref" in schema or schema.get("type") in _JSON_TYPES):
         return schema
+    if isinstance(schema, type) and is_basemodel_subclass(schema) and hasattr(schema, "model_json_schema"):
+        whole: dict[str, Any] = schema.model_json_schema()  # with its references: types may hold themselves
+        return whole
     try:
         found: dict[str, Any] = convert_to_json_schema(schema)
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -3,16 +3,42 @@
 from operator import itemgetter
 from typing import Any
 
+from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
+from langchain_core.outputs import Generation
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import BaseModel
 
 from chancellor.chat.options import schema_of, tools_of
 from chancellor.errors import InvalidInputError, UnknownChoiceError
 
 __all__ = ["structured_output"]
+
+
+class _Complete:
+    """Refuses an answer that was cut off; the parsers would close its brackets and go on."""
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        message = getattr(result[0], "message", None)
+        if not partial and message is not None and message.response_metadata.get("finish_reason") == "length":
+            raise OutputParserException(
+                "The answer was cut off before it was complete. Allow more tokens (max_tokens), or make the schema "
+                "smaller.",
+                llm_output=str(message.text),
+            )
+        return super().parse_result(result, partial=partial)  # type: ignore[misc]
+
+
+class _Json(_Complete, JsonOutputParser):
+    pass
+
+
+class _Pydantic(_Complete, PydanticOutputParser[BaseModel]):
+    pass
+
 
 _METHODS = ("json_schema", "function_calling", "json_mode")
 
@@ -41,7 +67,7 @@ def structured_output(
         if schema is not None:  # JSON of a known form is better than any JSON
             guide = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema_of(schema)}}
         llm = model.bind(response_format=guide, ls_structured_output_format=_noted(method, schema))
-        parser = PydanticOutputParser(pydantic_object=schema) if is_class else JsonOutputParser()
+        parser = _Pydantic(pydantic_object=schema) if is_class else _Json()
     if not include_raw:
         chain: Runnable[LanguageModelInput, Any] = llm | parser
         return chain

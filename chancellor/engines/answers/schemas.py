@@ -43,13 +43,17 @@ def tight(schema: dict[str, Any], tokens: int) -> dict[str, Any]:
         texts += _is_open_text(one)
 
     _changed(schema, count)
+    endless = _recursive(schema)
     length = max(_SHORTEST, tokens // (2 * max(1, texts)))
 
     def limit(one: dict[str, Any]) -> None:
         if _is_open_text(one):
             one.setdefault("maxLength", max(length, one.get("minLength", 0)))
         if _is(one, "array"):
-            one.setdefault("maxItems", max(_ITEMS, one.get("minItems", 0)))
+            most = 0 if _references(one.get("items")) & endless else _ITEMS
+            one.setdefault("maxItems", max(most, one.get("minItems", 0)))
+        if _is(one, "object") and isinstance(one.get("additionalProperties"), dict) and not one.get("properties"):
+            one.setdefault("maxProperties", max(_ITEMS, one.get("minProperties", 0)))
 
     found: dict[str, Any] = _changed(bounded(schema), limit)
     return found
@@ -62,6 +66,24 @@ def _is(schema: dict[str, Any], *types: str) -> bool:
 
 def _is_open_text(schema: dict[str, Any]) -> bool:
     return _is(schema, "string") and not {"enum", "const", "format", "pattern"} & schema.keys()
+
+
+def _recursive(schema: dict[str, Any]) -> set[str]:
+    """Return the definitions that hold themselves, at whatever depth."""
+    definitions = {
+        f"#/{place}/{name}": one for place in ("$defs", "definitions") for name, one in schema.get(place, {}).items()
+    }
+    reached = {name: _references(one) for name, one in definitions.items()}
+    for _ in definitions:
+        reached = {name: ones.union(*(reached.get(one, set()) for one in ones)) for name, ones in reached.items()}
+    return {name for name, ones in reached.items() if name in ones}
+
+
+def _references(schema: Any) -> set[str]:
+    if isinstance(schema, dict):
+        own = {schema["$ref"]} if isinstance(schema.get("$ref"), str) else set[str]()
+        return own.union(*(_references(one) for one in schema.values()))
+    return set[str]().union(*(_references(one) for one in schema)) if isinstance(schema, list) else set()
 
 
 def _changed(schema: Any, change: Callable[[dict[str, Any]], None]) -> Any:
