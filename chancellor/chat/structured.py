@@ -1,16 +1,16 @@
 """Answers as objects: guided by a schema, so that also a small model's are valid."""
 
+from collections.abc import AsyncIterator, Iterator
 from operator import itemgetter
 from typing import Any
 
 from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.messages import BaseMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
-from langchain_core.outputs import Generation
-from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.runnables import Runnable, RunnableGenerator, RunnableMap, RunnablePassthrough
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import BaseModel
 
 from chancellor.chat.options import schema_of, tools_of
 from chancellor.errors import InvalidInputError, UnknownChoiceError
@@ -18,26 +18,25 @@ from chancellor.errors import InvalidInputError, UnknownChoiceError
 __all__ = ["structured_output"]
 
 
-class _Complete:
-    """Refuses an answer that was cut off; the parsers would close its brackets and go on."""
-
-    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
-        message = getattr(result[0], "message", None)
-        if not partial and message is not None and message.response_metadata.get("finish_reason") == "length":
-            raise OutputParserException(
-                "The answer was cut off before it was complete. Allow more tokens (max_tokens), or make the schema "
-                "smaller.",
-                llm_output=str(message.text),
-            )
-        return super().parse_result(result, partial=partial)  # type: ignore[misc]
+def _refuse_cut(message: BaseMessage) -> None:
+    """The parsers would close the brackets of an answer that was cut off, and go on."""
+    if message.response_metadata.get("finish_reason") == "length":
+        raise OutputParserException(
+            "The answer was cut off before it was complete. Allow more tokens (max_tokens), or ask for less.",
+            llm_output=str(message.text),
+        )
 
 
-class _Json(_Complete, JsonOutputParser):
-    pass
+def _whole(messages: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
+    for message in messages:
+        _refuse_cut(message)
+        yield message
 
 
-class _Pydantic(_Complete, PydanticOutputParser[BaseModel]):
-    pass
+async def _awhole(messages: AsyncIterator[BaseMessage]) -> AsyncIterator[BaseMessage]:
+    async for message in messages:
+        _refuse_cut(message)
+        yield message
 
 
 _METHODS = ("json_schema", "function_calling", "json_mode")
@@ -67,7 +66,8 @@ def structured_output(
         if schema is not None:  # JSON of a known form is better than any JSON
             guide = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema_of(schema)}}
         llm = model.bind(response_format=guide, ls_structured_output_format=_noted(method, schema))
-        parser = _Pydantic(pydantic_object=schema) if is_class else _Json()
+        parser = PydanticOutputParser(pydantic_object=schema) if is_class else JsonOutputParser()
+        parser = RunnableGenerator(_whole, _awhole) | parser
     if not include_raw:
         chain: Runnable[LanguageModelInput, Any] = llm | parser
         return chain
