@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from chancellor.chat import ChatModels, ChatVLLM
     from chancellor.context import Context
     from chancellor.graphs.builder import create_chancellor
+    from chancellor.middleware import TrinityMiddleware
     from chancellor.quantization.writer import quantize
     from chancellor.state import State
     from chancellor.trinity import Pillars
@@ -31,6 +32,7 @@ _HOME = {
     "PerformanceMonitor": "chancellor.bench.monitor",
     "Pillars": "chancellor.trinity",
     "State": "chancellor.state",
+    "TrinityMiddleware": "chancellor.middleware",
     "ask": "chancellor.answer",
     "create_chancellor": "chancellor.graphs.builder",
     "quantize": "chancellor.quantization.writer",
@@ -47,6 +49,7 @@ __all__ = [
     "PerformanceMonitor",
     "Pillars",
     "State",
+    "TrinityMiddleware",
     "ask",
     "create_chancellor",
     "quantize",

@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from chancellor.checkpoints.shapes import SHAPE
 from chancellor.context import explain
@@ -31,8 +31,13 @@ class EngineOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["vllm", "transformers"] = "vllm"
-    """What runs the model: vLLM, or plain transformers, which is slower and runs everything."""
+    kind: Literal["vllm", "transformers", "openai"] = "vllm"
+    """What runs the model: vLLM; plain transformers, which is slower and runs everything; or a server that speaks
+    OpenAI's protocol, such as `vllm serve`, for which `source` is the model's name there."""
+    base_url: str | None = None
+    """Where that server is, e.g. http://127.0.0.1:8000/v1."""
+    api_key_env: str | None = None
+    """Name of the environment variable with its key; None sends none."""
     max_model_len: Annotated[int, Field(ge=16)] = 4096
     """Longest prompt plus answer, in tokens; never more than the model was trained for."""
     gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
@@ -95,6 +100,24 @@ class ModelSpec(BaseModel):
     def trinity_score(self) -> float:
         """The Trinity score, from 0 to 100."""
         return self.trinity.score if isinstance(self.trinity, Pillars) else float(self.trinity)
+
+    @property
+    def context_window(self) -> int | None:
+        """Most tokens of a conversation with its answer; None where a server knows and the entry does not say."""
+        options = self.engine
+        if options.kind == "openai" and "max_model_len" not in options.model_fields_set:
+            return None
+        own = options.vllm.get("max_model_len", options.max_model_len) if options.kind == "vllm" else None
+        return own if isinstance(own, int) and own > 0 else options.max_model_len
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if self.engine.kind == "openai":
+            if self.engine.base_url is None:
+                raise ValueError(f"{self.name} is on a server, and its [models.engine] has no base_url")
+            if self.scheme is not None:
+                raise ValueError(f"{self.name} is on a server, which is what quantises it: leave scheme out")
+        return self
 
     def __hash__(self) -> int:
         return hash(self.name)

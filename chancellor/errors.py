@@ -61,7 +61,7 @@ __all__ = [
 ]
 
 
-class ChancellorError(Exception):
+class ChancellorError(RuntimeError):  # LangGraph's server hides the messages of errors that are no built-in ones
     """Base of all errors of this package.
 
     Attributes:

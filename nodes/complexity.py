@@ -7,7 +7,7 @@ from langchain_core.runnables import RunnableConfig
 
 from chancellor.analyzers import Analyzer, analyzer_of
 from chancellor.nodes.node import Node
-from chancellor.state import question_of
+from chancellor.routing import task_of
 
 __all__ = ["complexity_node"]
 
@@ -16,7 +16,8 @@ def complexity_node(analyzer: str | Analyzer = "rules") -> Node:
     """Make the node that writes `complexity`.
 
     Args:
-        analyzer: a name of `chancellor.analyzers`, or a function from the question's text to its complexity.
+        analyzer: a name of `chancellor.analyzers`, or a function from the text of the work to its complexity: the
+            newest question, or what a short "yes, go on" approves.
 
     Raises:
         UnknownChoiceError: no analyzer has this name.
@@ -24,6 +25,6 @@ def complexity_node(analyzer: str | Analyzer = "rules") -> Node:
     analyze = analyzer_of(analyzer) if isinstance(analyzer, str) else analyzer
 
     def run(state: Mapping[str, Any], _: RunnableConfig | None) -> dict[str, Any]:
-        return {"complexity": analyze(question_of(state["messages"]))}
+        return {"complexity": analyze(task_of(state["messages"]))}
 
     return Node("analyze_complexity", run)

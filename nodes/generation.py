@@ -1,6 +1,7 @@
 """The third node: the chosen model answers."""
 
 import contextvars
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from langgraph.config import get_stream_writer
 
 from chancellor import progress
 from chancellor.context import Context
-from chancellor.errors import UnknownModelError
+from chancellor.errors import InvalidInputError, UnknownModelError
 from chancellor.nodes.node import Node, context_of_run
 
 __all__ = ["generation_node"]
@@ -29,22 +30,35 @@ def generation_node(models: Mapping[str, BaseChatModel]) -> Node:
     """
 
     def run(state: Mapping[str, Any], config: RunnableConfig | None) -> dict[str, Any]:
-        model, messages, parameters = _call(models, state)
-        with progress.listening(_listener(state)):
-            return {"messages": [model.invoke(messages, config, **parameters)]}
+        name, model, messages, parameters = _call(models, state)
+        with progress.listening(_listener(name)):
+            began = time.perf_counter()
+            answer = model.invoke(messages, config, **parameters)
+        return {"messages": [_timed(answer, model, name, time.perf_counter() - began)]}
 
     async def arun(state: Mapping[str, Any], config: RunnableConfig | None) -> dict[str, Any]:
-        model, messages, parameters = _call(models, state)
-        with progress.listening(_listener(state)):
-            return {"messages": [await model.ainvoke(messages, config, **parameters)]}
+        name, model, messages, parameters = _call(models, state)
+        with progress.listening(_listener(name)):
+            began = time.perf_counter()
+            answer = await model.ainvoke(messages, config, **parameters)
+        return {"messages": [_timed(answer, model, name, time.perf_counter() - began)]}
 
     return Node("generate", run, arun)
 
 
 def _call(
     models: Mapping[str, BaseChatModel], state: Mapping[str, Any]
-) -> tuple[BaseChatModel, list[BaseMessage], dict[str, Any]]:
-    name, context = state["decision"]["model"], context_of_run()
+) -> tuple[str, BaseChatModel, list[BaseMessage], dict[str, Any]]:
+    context = context_of_run()
+    if (decision := state.get("decision")) is not None:
+        name = decision["model"]
+    elif context.model is not None or len(models) == 1:  # in somebody's graph without a selection
+        name = context.model or next(iter(models))
+    else:
+        raise InvalidInputError(
+            "The state has no decision, so that the generation node does not know which of its models to take.",
+            hint="Put selection_node before it, name one by context.model, or give it a single model.",
+        )
     try:
         model = models[name]
     except KeyError:
@@ -61,16 +75,25 @@ def _call(
         for name in _PARAMETERS
         if name in context.model_fields_set or getattr(context, name) != Context.model_fields[name].default
     }
-    return model, messages, asked
+    return name, model, messages, asked
 
 
-def _listener(state: Mapping[str, Any]) -> progress.Listener:
+def _timed(answer: BaseMessage, model: BaseChatModel, name: str, seconds: float) -> BaseMessage:
+    """Note what other chat models leave out: how long they took, and what they are."""
+    noted = answer.response_metadata
+    if "inference_time_s" in noted:
+        return answer
+    more = {"engine": model._llm_type, "inference_time_s": seconds, "model_name": name}  # noqa: SLF001 - LangChain's way to ask
+    return answer.model_copy(update={"response_metadata": {**noted, **more}})
+
+
+def _listener(name: str) -> progress.Listener:
     """Pass on what this run's own model reports."""
     try:
         write = get_stream_writer()
     except (RuntimeError, KeyError, AttributeError):  # outside of a graph
         return lambda _: None
-    name, context = state["decision"]["model"], contextvars.copy_context()
+    context = contextvars.copy_context()
 
     def listen(step: progress.Progress) -> None:
         if step["model"] == name:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import ClassVar
 
 from chancellor.catalog import Catalog, ModelSpec
-from chancellor.engines import Delta, Engine, EngineStats, GenerationRequest
+from chancellor.engines import Delta, Engine, EngineStats, GenerationRequest, ToolCallPiece
 from chancellor.errors import EngineDiedError, EngineStartError
 
 
@@ -49,6 +49,9 @@ class FakeEngine(Engine):
         if question == "die":
             self.alive = False
             raise EngineDiedError("The fake died.")
+        if request.tools and question.startswith("call "):
+            yield self._call(question.removeprefix("call "))
+            return
         words = f"{self.spec.name} says: {question}".split(" ")
         finished = False
         try:
@@ -73,6 +76,13 @@ class FakeEngine(Engine):
         finally:
             if not finished:
                 self.aborted.append(question)
+
+    def _call(self, what: str) -> Delta:
+        """Call the tool that the question names, with the JSON that it gives."""
+        name, _, arguments = what.partition(" ")
+        pieces = (ToolCallPiece(0, "call_1", name), ToolCallPiece(0, arguments=arguments))
+        figures = {"input_tokens": 3, "output_tokens": 9, "inference_time_s": 0.5, "engine": self.kind}
+        return Delta("", tool_calls=pieces, finish_reason="tool_calls", **figures)  # type: ignore[arg-type]
 
     def healthy(self) -> bool:
         return self.alive

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from chancellor.catalog import Catalog, ModelSpec
 from chancellor.chat.messages import chunk_of, message_of, to_engine
-from chancellor.chat.options import ToolLike, choice_of, guide_of, tools_of
+from chancellor.chat.options import ToolLike, check_names, choice_of, guide_of, tools_of
 from chancellor.chat.structured import structured_output
 from chancellor.engines import Delta, EnginePool, GenerationRequest, default_pool
 from chancellor.engines.answers.schemas import tight
@@ -226,6 +226,7 @@ class ChatVLLM(BaseChatModel):
 
         name = kwargs.get("model")
         tools = tools_of(kwargs.get("tools") or ())
+        check_names(tools)
         request = GenerationRequest(
             messages=to_engine(messages),
             stop=tuple(stop if stop is not None else self.stop or ()),

@@ -6,6 +6,7 @@ from langchain_core.language_models import BaseChatModel
 
 from chancellor.catalog import Catalog
 from chancellor.chat.model import ChatVLLM
+from chancellor.chat.remote import remote_model
 from chancellor.engines import EnginePool
 
 __all__ = ["ChatModels"]
@@ -21,7 +22,11 @@ class ChatModels(Mapping[str, BaseChatModel]):
 
     def __getitem__(self, name: str) -> BaseChatModel:
         if name not in self._models:
-            self._models[name] = ChatVLLM(model=name, catalog=self._catalog, pool=self._pool)
+            spec = self._catalog.usable(name)
+            if spec.engine.kind == "openai":
+                self._models[name] = remote_model(spec)
+            else:
+                self._models[name] = ChatVLLM(model=name, catalog=self._catalog, pool=self._pool)
         return self._models[name]
 
     def __iter__(self) -> Iterator[str]:

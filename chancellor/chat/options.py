@@ -10,7 +10,7 @@ from langchain_core.utils.pydantic import is_basemodel_subclass
 from chancellor.engines import Guide
 from chancellor.errors import InvalidInputError, UnknownChoiceError
 
-__all__ = ["choice_of", "guide_of", "schema_of", "tools_of"]
+__all__ = ["check_names", "choice_of", "guide_of", "schema_of", "tools_of"]
 
 ToolLike = dict[str, Any] | type | Callable[..., Any] | BaseTool
 _JSON_TYPES = ("object", "array", "string", "integer", "number", "boolean")
@@ -27,16 +27,27 @@ def tools_of(tools: Sequence[ToolLike]) -> list[dict[str, Any]]:
     for tool in tools:
         try:
             one = convert_to_openai_tool(tool)
-            name = one["function"]["name"]
+            one["function"]["name"]  # which it has to have
         except (ValueError, TypeError, KeyError) as error:
             raise InvalidInputError(
                 f"{tool!r} cannot be used as a tool: {error}.",
                 hint="Pass a function with annotations and a docstring, a tool, a pydantic class, or OpenAI's dict.",
             ) from error
-        if name in (other["function"]["name"] for other in made):
-            raise InvalidInputError(f"Two tools are called {name!r}.", hint="Give each tool a name of its own.")
         made.append(one)
     return made
+
+
+def check_names(tools: Sequence[dict[str, Any]]) -> None:
+    """Check that a model can tell the tools apart.
+
+    Raises:
+        InvalidInputError: two different ones have the same name.
+    """
+    known: dict[str, Any] = {}
+    for tool in tools:
+        name = tool["function"]["name"]
+        if known.setdefault(name, tool) != tool:
+            raise InvalidInputError(f"Two tools are called {name!r}.", hint="Give each tool a name of its own.")
 
 
 def choice_of(choice: Any, tools: Sequence[dict[str, Any]]) -> str:

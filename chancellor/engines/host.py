@@ -9,7 +9,8 @@ import collections
 import os
 import queue
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
@@ -18,15 +19,15 @@ from chancellor.errors import EngineDiedError
 
 __all__ = ["EngineHost", "in_thread"]
 
-_END: Final = object()
 T = TypeVar("T")
+Join = Callable[[list[T]], Iterable[T]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Failure:
-    """What a source raised, on its way to whoever iterates over it."""
+class _End:
+    """Comes after a source's items, with what it raised."""
 
-    error: BaseException
+    error: BaseException | None = None
 
 
 class EngineHost:
@@ -75,27 +76,36 @@ class EngineHost:
         """Run a coroutine on the host from another loop. Cancelling this cancels it."""
         return await asyncio.wrap_future(self.submit(coroutine))
 
-    def iterate(self, source: Callable[[], AsyncIterator[T]]) -> Generator[T, None, None]:
-        """Iterate over what `source` yields on the host. Leaving early cancels it."""
-        items: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        future = self.submit(_pump(source, items.put))
+    def iterate(self, source: Callable[[], AsyncIterator[T]], join: Join[T] = iter) -> Generator[T, None, None]:
+        """Iterate over what `source` yields on the host. Leaving early cancels it.
+
+        Args:
+            source: called on the host.
+            join: makes fewer items of those that came while the caller was busy with the ones before.
+        """
+        arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        items: collections.deque[Any] = collections.deque()
+        future = self.submit(_pump(source, arrived.put))
         try:
-            while (item := items.get()) is not _END:
-                if isinstance(item, _Failure):
-                    raise item.error
-                yield item
+            while True:
+                if not items:
+                    items.append(arrived.get())
+                while not arrived.empty():
+                    items.append(arrived.get())
+                if not (taken := _taken(items)):
+                    return
+                yield from join(taken)
         finally:
             future.cancel()
 
-    async def aiterate(self, source: Callable[[], AsyncIterator[T]]) -> AsyncGenerator[T, None]:
-        """Iterate over what `source` yields on the host, from another loop. Leaving early cancels it."""
-        inbox: _Inbox[Any] = _Inbox(asyncio.get_running_loop())
+    async def aiterate(self, source: Callable[[], AsyncIterator[T]], join: Join[T] = iter) -> AsyncGenerator[T, None]:
+        """Like `iterate`, from another loop and without blocking it."""
+        inbox: _Inbox[T] = _Inbox(asyncio.get_running_loop())
         future = self.submit(_pump(source, inbox.put))
         try:
-            while (item := await inbox.get()) is not _END:
-                if isinstance(item, _Failure):
-                    raise item.error
-                yield item
+            while taken := await inbox.take():
+                for item in join(taken):
+                    yield item
         finally:
             future.cancel()
 
@@ -156,45 +166,79 @@ async def _pump(source: Callable[[], AsyncIterator[T]], put: Callable[[Any], Non
             put(item)
     except asyncio.CancelledError:
         # Either nobody listens any more, or the host is being stopped.
-        put(_Failure(EngineDiedError("The engines were closed while this request ran.")))
+        put(_End(EngineDiedError("The engines were closed while this request ran.")))
         raise
     except BaseException as error:  # noqa: BLE001 - raised again where it belongs: at the caller
-        put(_Failure(error))
+        put(_End(error))
     finally:
         # Closing it here, not when the garbage collector comes by, aborts the request at once.
         close = getattr(items, "aclose", None)
         if close is not None:
             await close()
-        put(_END)
+        put(_End())
 
 
-class _Inbox(Generic[T]):
-    """A queue into another loop that wakes it once for all items that came meanwhile."""
+def _taken(items: collections.deque[Any]) -> list[Any]:
+    """Take what is there up to the end; after that, nothing, or raise what went wrong."""
+    taken = []
+    while items and not isinstance(items[0], _End):
+        taken.append(items.popleft())
+    if not taken and items[0].error is not None:
+        raise items[0].error
+    return taken
+
+
+class _Bell:
+    """Wakes a loop once for all that came meanwhile, to however many inboxes: a wake-up is a system call."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._items: collections.deque[T] = collections.deque()
-        self._arrived = asyncio.Event()
-        self._waking = False
+        self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._rung = False
 
-    def put(self, item: T) -> None:
-        self._items.append(item)
-        if not self._waking:
-            self._waking = True
-            try:
-                self._loop.call_soon_threadsafe(self._wake)
-            except RuntimeError as error:  # the caller's loop was closed: nobody is waiting any more
-                raise asyncio.CancelledError from error
+    def ring(self, waiter: "asyncio.Future[None]") -> None:
+        self._waiting.append(waiter)
+        if not self._rung:
+            self._rung = True
+            self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
-        self._waking = False
-        self._arrived.set()
+        self._rung = False  # before looking: what is appended from now on rings again
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
 
-    async def get(self) -> T:
+
+_bells: Final[weakref.WeakValueDictionary[asyncio.AbstractEventLoop, _Bell]] = weakref.WeakValueDictionary()
+
+
+class _Inbox(Generic[T]):
+    """A queue into another loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._bell = _bells.get(loop) or _bells.setdefault(loop, _Bell(loop))  # only this loop's thread looks for it
+        self._items: collections.deque[T | _End] = collections.deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, item: T | _End) -> None:
+        self._items.append(item)
+        try:
+            if self._loop.is_closed():
+                raise RuntimeError
+            if (waiter := self._waiter) is not None:
+                self._waiter = None
+                self._bell.ring(waiter)
+        except RuntimeError as error:  # the caller's loop was closed: nobody is waiting any more
+            raise asyncio.CancelledError from error
+
+    async def take(self) -> list[T]:
+        """Return all that has come; nothing at the end."""
         while not self._items:
-            self._arrived.clear()
-            # Between the look above and this clear nothing can be lost: _wake runs on this same loop.
-            if self._items:
+            self._waiter = waiter = self._loop.create_future()
+            if self._items:  # it came before the other thread could see who waits
+                self._waiter = None
                 break
-            await self._arrived.wait()
-        return self._items.popleft()
+            await waiter
+        return _taken(self._items)

@@ -16,8 +16,9 @@ from chancellor import progress
 from chancellor.catalog import ModelSpec
 from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest
 from chancellor.engines.host import EngineHost
+from chancellor.engines.joining import joined
 from chancellor.engines.vllm import VLLMEngine
-from chancellor.errors import EngineDiedError, GenerationTimeoutError
+from chancellor.errors import EngineDiedError, EngineStartError, GenerationTimeoutError
 from chancellor.telemetry.requests import Observation
 
 __all__ = ["EnginePool", "default_pool"]
@@ -76,12 +77,15 @@ class EnginePool:
         await self._host.acall(self._stop(_key(spec)))
 
     def generate(self, spec: ModelSpec, request: GenerationRequest) -> Generator[Delta, None, None]:
-        """Yield the answer, starting the engine where needed. Leaving the iteration aborts the request."""
-        return self._host.iterate(lambda: self._generate(spec, request))
+        """Yield the answer, starting the engine where needed. Leaving the iteration aborts the request.
+
+        What comes while the caller is busy with the delta before comes joined.
+        """
+        return self._host.iterate(lambda: self._generate(spec, request), joined)
 
     def agenerate(self, spec: ModelSpec, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """Like `generate`, without blocking the caller's loop."""
-        return self._host.aiterate(lambda: self._generate(spec, request))
+        return self._host.aiterate(lambda: self._generate(spec, request), joined)
 
     def stats(self) -> dict[str, EngineStats]:
         """Return what each running engine is doing, by the name of its model."""
@@ -229,6 +233,11 @@ def _key(spec: ModelSpec) -> str:
 
 def engine_of(spec: ModelSpec) -> Engine:
     """Return the engine that the entry asks for, not started."""
+    if spec.engine.kind == "openai":
+        raise EngineStartError(
+            f"{spec.name!r} is on a server, so that there is no engine to start here.",
+            hint="Take its chat model from ChatModels(catalog), which asks the server.",
+        )
     if spec.engine.kind == "transformers":
         from chancellor.engines.transformers import TransformersEngine
 

@@ -94,6 +94,8 @@ def parameters_of(spec: "ModelSpec") -> int | None:
     """
     if spec.parameters is not None:
         return spec.parameters
+    if spec.engine.kind == "openai":
+        return None
     if spec.source.startswith(SHAPE):
         return Shape.of(spec.source).parameters()
     checkpoint = find(spec.source, spec.revision)

@@ -1,6 +1,6 @@
 """LangChain's own tests for chat models, against a real engine: a model of 135 million parameters in vLLM."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from langchain_core.language_models import BaseChatModel
@@ -17,7 +17,7 @@ class TestIntegration(ChatModelIntegrationTests):
     def engines(self, catalog: Catalog, pool: EnginePool) -> None:
         type(self).where = {"catalog": catalog, "pool": pool}
 
-    where: dict[str, Any] = {}
+    where: ClassVar[dict[str, Any]] = {}
 
     @property
     def chat_model_class(self) -> type[BaseChatModel]:

@@ -15,6 +15,7 @@ PUBLIC = {
     "PerformanceMonitor",
     "Pillars",
     "State",
+    "TrinityMiddleware",
     "ask",
     "create_chancellor",
     "quantize",

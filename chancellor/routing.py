@@ -1,0 +1,165 @@
+"""Which model answers a conversation: what is known of each, which may be taken, and which one is."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages.utils import count_tokens_approximately
+
+from chancellor.catalog import Catalog, ModelSpec
+from chancellor.context import Context
+from chancellor.errors import CheckpointError, MissingDependencyError, NoEligibleModelError, PromptTooLongError
+from chancellor.policies import Choice, Policy, policy_of
+from chancellor.quantization.prepare import parameters_of
+from chancellor.state import Candidate, Complexity, Decision, question_of
+
+__all__ = ["Router", "task_of"]
+
+_FEW_WORDS: Final = 8
+_APPROVAL: Final = re.compile(
+    r"\W*(yes|yep|yeah|ok|okay|sure|please|go|continue|proceed|do (it|that|so)|sounds good|agreed|keep going|"
+    r"carry on|thanks|thank you|perfect|great|exactly|correct)\b",
+    re.IGNORECASE,
+)
+
+
+def task_of(messages: Sequence[BaseMessage]) -> str:
+    """Return the text that says how hard the work is: the user's newest that is more than a word of approval.
+
+    "Yes, go on" is as hard as what it approves. System prompts and the models' own texts do not count.
+
+    Raises:
+        EmptyQuestionError: there is no text of the user's, or the newest is blank.
+    """
+    newest = question_of(list(messages))
+    for message in reversed(messages):
+        text = str(message.text)
+        if message.type == "human" and text.strip() and not _approves(text):
+            return text
+    return newest
+
+
+def _approves(text: str) -> bool:
+    return len(text.split()) <= _FEW_WORDS and "?" not in text and _APPROVAL.match(text) is not None
+
+
+class Router:
+    """Chooses a model of a catalog for each conversation.
+
+    Args:
+        catalog: the models to choose from.
+        policy: a name of `chancellor.policies` or a function; None takes the one that the run's context names.
+
+    Raises:
+        UnknownChoiceError: no policy has this name.
+    """
+
+    def __init__(self, catalog: Catalog, policy: str | Policy | None = None) -> None:
+        self.catalog = catalog
+        self._policy = policy
+        self._fixed = policy_of(policy) if isinstance(policy, str) else policy
+        self._parameters: dict[str, int] = {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether a decision reads nothing more from disk."""
+        return all(
+            spec.name in self._parameters or self.catalog.rejection(spec) is not None for spec in self.catalog.values()
+        )
+
+    def decide(
+        self,
+        messages: Sequence[BaseMessage],
+        complexity: Complexity,
+        context: Context,
+        before: Mapping[str, Any] | None = None,
+    ) -> Decision:
+        """Return which model answers next.
+
+        A model that has called tools goes on with their results, whatever they look like.
+
+        Args:
+            messages: the conversation so far.
+            complexity: of the work.
+            context: of the run.
+            before: the decision for the previous step, if it is known.
+
+        Raises:
+            PromptTooLongError: the conversation fits into no model's context.
+            NoEligibleModelError: no model may be used.
+            ModelRejectedError: the one that the context names may not be used.
+        """
+        candidates = self._candidates(messages)
+        held = self._held(messages, before)
+        if context.model is not None:
+            chosen, name = Choice(self.catalog.usable(context.model).name, "asked for by name"), "by name"
+        elif held is not None and any(one["model"] == held and one["eligible"] for one in candidates):
+            chosen, name = Choice(held, "it goes on with its tools' results"), "held"
+        else:
+            chosen = _choose(self._fixed or policy_of(context.policy), complexity, candidates)
+            name = context.policy if self._policy is None else _name(self._policy)
+        for candidate in candidates:
+            if candidate["model"] == chosen.model:
+                candidate["reason"] = f"chosen: {chosen.reason}"
+        return Decision(
+            model=chosen.model,
+            trinity_score=self.catalog[chosen.model].trinity_score,
+            policy=name,
+            reason=chosen.reason,
+            candidates=candidates,
+        )
+
+    @staticmethod
+    def _held(messages: Sequence[BaseMessage], before: Mapping[str, Any] | None) -> str | None:
+        if not messages or messages[-1].type != "tool":
+            return None
+        if before is not None:
+            return str(before["model"])
+        caller = next((one for one in reversed(messages) if isinstance(one, AIMessage) and one.tool_calls), None)
+        return caller.response_metadata.get("model_name") if caller is not None else None
+
+    def _candidates(self, messages: Sequence[BaseMessage]) -> list[Candidate]:
+        self.catalog.eligible()  # an empty catalog, or one with every model rejected, is an error of its own
+        tokens = count_tokens_approximately(messages)
+        found = [self._candidate(spec, tokens) for spec in self.catalog.values()]
+        if not any(one["eligible"] for one in found) and any(_TOO_LONG in one["reason"] for one in found):
+            raise PromptTooLongError(f"The conversation has about {tokens:,} tokens, more than any model here takes.")
+        return found
+
+    def _candidate(self, spec: ModelSpec, tokens: int) -> Candidate:
+        reason = self.catalog.rejection(spec)
+        if reason is None and spec.name not in self._parameters:
+            try:
+                count = parameters_of(spec)
+            except (CheckpointError, MissingDependencyError) as error:
+                reason = error.message
+            else:
+                if count is not None:
+                    self._parameters[spec.name] = count
+        window = spec.context_window
+        if reason is None and window is not None and tokens >= window:
+            reason = f"the conversation has about {tokens:,} tokens, {_TOO_LONG} {window:,}"
+        return Candidate(
+            model=spec.name,
+            trinity_score=spec.trinity_score,
+            tier=spec.tier,
+            parameters=self._parameters.get(spec.name),
+            eligible=reason is None,
+            reason="passed over" if reason is None else f"rejected: {reason}",
+        )
+
+
+_TOO_LONG: Final = "which is too much for its context of"
+
+
+def _name(policy: str | Policy) -> str:
+    return policy if isinstance(policy, str) else getattr(policy, "__name__", type(policy).__name__)
+
+
+def _choose(policy: Policy, complexity: Complexity, candidates: list[Candidate]) -> Choice:
+    eligible = [candidate for candidate in candidates if candidate["eligible"]]
+    if not eligible:
+        reasons = "; ".join(f"{candidate['model']}: {candidate['reason']}" for candidate in candidates)
+        raise NoEligibleModelError(f"No model of the catalog can be used ({reasons or 'it is empty'}).")
+    return policy(complexity, eligible)
