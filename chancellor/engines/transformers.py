@@ -15,6 +15,7 @@ import psutil
 from chancellor import progress
 from chancellor.catalog import ModelSpec
 from chancellor.checkpoints.inspect import read_json
+from chancellor.engines.answers import plan_of
 from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest
 from chancellor.engines.hardware import default_dtype, gpu_count
 from chancellor.engines.host import in_thread
@@ -138,8 +139,8 @@ class TransformersEngine(Engine):
                     self._peak = max(self._peak, self._running)
                     self._recent_peak = max(self._recent_peak, self._running)
                 elif kind == "pieces":
-                    for identity, token, text in rest[0]:
-                        self._pass_on(identity, ("piece", [[token], text]))
+                    for identity, token, text, logprobs in rest[0]:
+                        self._pass_on(identity, ("piece", [[token], text, logprobs]))
                 else:
                     self._pass_on(rest[0], (kind, rest[1:]))
         except (EOFError, OSError):
@@ -160,10 +161,12 @@ class TransformersEngine(Engine):
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         from chancellor.engines.transformers_worker import Question
 
-        if request.logprobs is not None:
-            raise GenerationError("The transformers engine gives no log probabilities.", hint="Use vLLM for them.")
         sent = time.perf_counter()
-        prompt = render(self._tokenizer, request.messages)
+        options = self.spec.engine
+        plan = plan_of(
+            request, self._tokenizer, tool_parser=options.tool_parser, reasoning_parser=options.reasoning_parser
+        )
+        prompt = render(self._tokenizer, plan.messages, plan.tools)
         room = self._limit - len(prompt.token_ids)
         if room < 1:
             raise PromptTooLongError(
@@ -182,6 +185,9 @@ class TransformersEngine(Engine):
             request.ignore_eos,
             request.stream,
             sent,
+            plan.guide,
+            request.logprobs,
+            plan.skip_special_tokens,
         )
         inbox: asyncio.Queue[Any] = asyncio.Queue()
         self._inboxes[identity] = inbox
@@ -191,7 +197,7 @@ class TransformersEngine(Engine):
             while not finished:
                 kind, rest = await inbox.get()
                 finished = kind != "piece"
-                yield self._delta(kind, rest, question)
+                yield plan.read(self._delta(kind, rest, question))
         finally:
             del self._inboxes[identity]
             if not finished and self._connection is not None:
@@ -201,7 +207,7 @@ class TransformersEngine(Engine):
     def _delta(self, kind: str, rest: list[Any], question: "Any") -> Delta:
         if kind == "piece":
             self._produced += len(rest[0])
-            return Delta(rest[1], tuple(rest[0]))
+            return Delta(rest[1], tuple(rest[0]), rest[2])
         if kind == "failed":
             raise GenerationError(
                 f"transformers could not answer with {self.spec.name!r}: {rest[0]}",
@@ -218,6 +224,7 @@ class TransformersEngine(Engine):
         return Delta(
             token_ids=token_ids,
             input_tokens=len(question.token_ids),
+            model=self.spec.name,
             engine=self.kind,
             quantization=self.quantization,
             **fields,

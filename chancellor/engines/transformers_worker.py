@@ -1,7 +1,8 @@
 """The process that a TransformersEngine runs: static batches through `model.generate`.
 
 It speaks over one pipe. In come `("ask", question)` and `("abort", id)`; out go `("ready", {})`,
-`("batch", size)`, `("pieces", [(id, token id, text), ...])`, `("done", id, fields)` and `("failed", id, message)`.
+`("batch", size)`, `("pieces", [(id, token id, text, log probabilities), ...])`, `("done", id, fields)`, and
+`("failed", id, message)`.
 """
 
 import importlib.util
@@ -17,6 +18,8 @@ import torch
 from tokenizers.decoders import DecodeStream
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria
 
+from chancellor.engines.base import Guide, TokenLogprob
+from chancellor.engines.transformers_guides import Guides, Logprobs
 from chancellor.quantization.int4 import dequantize_int4
 from chancellor.quantization.schemes import Scheme
 
@@ -53,6 +56,9 @@ class Question(NamedTuple):
     ignore_eos: bool
     stream: bool
     sent: float
+    guide: Guide | None = None
+    logprobs: int | None = None
+    skip_special_tokens: bool = True
 
 
 def work(connection: Connection, options: WorkerOptions) -> None:
@@ -167,12 +173,18 @@ class _Worker:
         if first.seed is not None:
             torch.manual_seed(first.seed)
         steps = _Steps(self, batch, longest, time.perf_counter())
+        processors: list[Any] = [] if steps.logprobs is None else [steps.logprobs]
+        if any(question.guide for question in batch):
+            size = self.model.get_output_embeddings().weight.shape[0]
+            guides = [question.guide for question in batch]
+            processors.append(Guides(guides, self.tokenizer, size, self.eos.tolist()))
         with torch.inference_mode():
             self.model.generate(
                 torch.tensor(ids, device=self.device),
                 attention_mask=torch.tensor(mask, device=self.device),
                 generation_config=config,
                 stopping_criteria=[steps],
+                logits_processor=processors,
             )
         steps.finish()
 
@@ -183,9 +195,13 @@ class _Steps(StoppingCriteria):  # type: ignore[misc]
     def __init__(self, worker: _Worker, batch: list[Question], prompt: int, began: float) -> None:
         self.worker, self.batch, self.prompt, self.began = worker, batch, prompt, began
         self.tokens: list[list[int]] = [[] for _ in batch]
-        self.streams = [DecodeStream(skip_special_tokens=True) for _ in batch]
+        self.streams = [DecodeStream(skip_special_tokens=one.skip_special_tokens) for one in batch]
+        wanted = [question.logprobs for question in batch]
+        reported = any(one is not None for one in wanted)
+        self.logprobs = Logprobs(wanted, worker.tokenizer) if reported else None
+        self.noted: list[list[TokenLogprob]] = [[] for _ in batch]
         self.texts = [""] * len(batch)
-        self.pieces: list[tuple[str, int, str]] = []
+        self.pieces: list[tuple[str, int, str, tuple[TokenLogprob, ...]]] = []
         self.sent = [""] * len(batch)
         self.reason: list[str | None] = [None] * len(batch)
         self.first = 0.0
@@ -207,6 +223,8 @@ class _Steps(StoppingCriteria):  # type: ignore[misc]
 
     def _step(self, row: int, question: Question, token: int) -> None:
         self.tokens[row].append(token)
+        if self.logprobs is not None and (noted := self.logprobs.of(row, token)) is not None:
+            self.noted[row].append(noted)
         if question.id in self.worker.aborted:
             self.reason[row] = "abort"
         elif token in self.eos and not question.ignore_eos:
@@ -228,7 +246,8 @@ class _Steps(StoppingCriteria):  # type: ignore[misc]
             self._piece(row, question, text)
 
     def _text(self, row: int) -> str:
-        text: str = self.worker.tokenizer.decode(self.tokens[row], skip_special_tokens=True)
+        skip = self.batch[row].skip_special_tokens
+        text: str = self.worker.tokenizer.decode(self.tokens[row], skip_special_tokens=skip)
         return text
 
     def _piece(self, row: int, question: Question, text: str) -> None:
@@ -236,13 +255,14 @@ class _Steps(StoppingCriteria):  # type: ignore[misc]
         held = max((_overlap(text, stop) for stop in question.stop), default=0)
         new = text[len(self.sent[row]) : len(text) - held]
         self.sent[row] += new
-        self.pieces.append((question.id, self.tokens[row][-1], new))
+        self.pieces.append((question.id, self.tokens[row][-1], new, tuple(self.noted[row][-1:])))
 
     def _done(self, row: int, question: Question, text: str) -> None:
         now = time.perf_counter()
         fields = {
             "text": text[len(self.sent[row]) :],
             "token_ids": self.tokens[row][-1:] if question.stream else self.tokens[row],
+            "logprobs": tuple(self.noted[row][-1:] if question.stream else self.noted[row]),
             "finish_reason": self.reason[row],
             "output_tokens": len(self.tokens[row]),
             # One clock for all processes of a machine, on Linux.

@@ -10,7 +10,7 @@ from typing import Any, Final
 from chancellor.engines.answers.schemas import bounded
 from chancellor.engines.base import Delta, Guide, ToolCallPiece
 
-__all__ = ["TaggedCalls", "as_text", "call_format", "call_id", "structural_tag"]
+__all__ = ["TaggedCalls", "as_text", "call_format", "call_id", "json_format", "structural_tag"]
 
 OPEN: Final = "<tool_call>"
 CLOSE: Final = "</tool_call>"
@@ -123,9 +123,11 @@ class TaggedCalls:
                 self._rest, self._inside, self._named = after, True, False
                 self._index += 1
                 return True
-            keep = 0 if last else _overlap(self._rest, OPEN)
-            text.append(self._rest[: len(self._rest) - keep])
-            self._rest = self._rest[len(self._rest) - keep :]
+            sure = self._rest
+            if not last:  # white space before a call is not shown, and this may be the beginning of one
+                sure = sure[: len(sure) - _overlap(sure, OPEN)].rstrip()
+            text.append(sure)
+            self._rest = self._rest[len(sure) :]
             return False
         if not self._named:
             if (head := _HEAD.match(self._rest)) is None:

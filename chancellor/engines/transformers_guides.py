@@ -1,0 +1,90 @@
+"""Guided answers and log probabilities in the worker of a TransformersEngine, by xgrammar."""
+
+import re
+from typing import Any
+
+import torch
+from transformers import LogitsProcessor
+
+from chancellor.engines.answers.calls import json_format, structural_tag
+from chancellor.engines.base import Guide, TokenLogprob
+
+__all__ = ["Guides", "Logprobs"]
+
+
+class Logprobs(LogitsProcessor):  # type: ignore[misc]
+    """Keeps the model's own log probabilities of the step under way, before anything changes them.
+
+    Args:
+        wanted: for each row of the batch, how many of the likeliest tokens to report, or None for no report.
+        tokenizer: the model's.
+    """
+
+    def __init__(self, wanted: list[int | None], tokenizer: Any) -> None:
+        self.wanted, self.tokenizer = wanted, tokenizer
+        self._step = torch.empty(0)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 - transformers' signature
+        self._step = torch.log_softmax(scores.float(), dim=-1)
+        return scores
+
+    def of(self, row: int, token: int) -> TokenLogprob | None:
+        """Return what is known of the token that the row has taken."""
+        if (wanted := self.wanted[row]) is None:
+            return None
+        values, ids = self._step[row].topk(wanted) if wanted else (torch.empty(0), torch.empty(0))
+        top = dict(zip((int(one) for one in ids), (float(one) for one in values), strict=True))
+        top.setdefault(token, float(self._step[row, token]))
+        likeliest = sorted(top.items(), key=lambda one: -one[1])
+        texts = tuple((self.tokenizer.decode([one]), value) for one, value in likeliest)
+        return TokenLogprob(token, self.tokenizer.decode([token]), top[token], top, texts)
+
+
+class Guides(LogitsProcessor):  # type: ignore[misc]
+    """Leaves only those tokens that the guide of each row allows.
+
+    Args:
+        guides: one for each row, or None.
+        tokenizer: the model's.
+        vocabulary: size of the model's output layer, which may be padded.
+        end: ids of the tokens that end an answer.
+    """
+
+    def __init__(self, guides: list[Guide | None], tokenizer: Any, vocabulary: int, end: list[int]) -> None:
+        import xgrammar
+
+        info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocabulary, stop_token_ids=end or None)
+        compiler = xgrammar.GrammarCompiler(info)
+        self._matchers = [xgrammar.GrammarMatcher(_compiled(compiler, one)) if one else None for one in guides]
+        self._mask = xgrammar.allocate_token_bitmask(len(guides), info.vocab_size)
+        self._apply = xgrammar.apply_token_bitmask_inplace
+        self._begun = False
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        rows = []
+        for row, matcher in enumerate(self._matchers):
+            if matcher is None or matcher.is_terminated():
+                continue
+            if self._begun and not matcher.accept_token(int(input_ids[row, -1])):
+                self._matchers[row] = None  # the row is done, and what comes is padding
+                continue
+            if not matcher.is_terminated():
+                matcher.fill_next_token_bitmask(self._mask, row)
+                rows.append(row)
+        self._begun = True
+        if rows:
+            scores = scores.float()
+            self._apply(scores, self._mask.to(scores.device), indices=rows)
+        return scores
+
+
+def _compiled(compiler: Any, guide: Guide) -> Any:
+    value = guide.value
+    if guide.kind in ("json_schema", "json_object"):
+        value = structural_tag(json_format(value or {"type": "object"})).value
+        return compiler.compile_structural_tag(value)
+    if guide.kind == "structural_tag":
+        return compiler.compile_structural_tag(value)
+    if guide.kind == "grammar":
+        return compiler.compile_grammar(value)
+    return compiler.compile_regex("|".join(map(re.escape, value)) if guide.kind == "choice" else value)
