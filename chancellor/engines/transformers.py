@@ -16,6 +16,7 @@ from chancellor import progress
 from chancellor.catalog import ModelSpec
 from chancellor.checkpoints.inspect import read_json
 from chancellor.engines.answers import plan_of
+from chancellor.engines.answers.guides import refusal_of, refused
 from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest
 from chancellor.engines.hardware import default_dtype, gpu_count
 from chancellor.engines.host import in_thread
@@ -166,6 +167,8 @@ class TransformersEngine(Engine):
         plan = plan_of(
             request, self._tokenizer, tool_parser=options.tool_parser, reasoning_parser=options.reasoning_parser
         )
+        if (reason := refusal_of(plan.guide)) is not None:  # in the worker it would fail a whole batch
+            raise refused(reason)
         prompt = render(self._tokenizer, plan.messages, plan.tools)
         room = self._limit - len(prompt.token_ids)
         if room < 1:

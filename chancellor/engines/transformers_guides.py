@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor
 
-from chancellor.engines.answers.calls import json_format, structural_tag
+from chancellor.engines.answers.guides import json_format, structural_tag
 from chancellor.engines.base import Guide, TokenLogprob
 
 __all__ = ["Guides", "Logprobs"]

@@ -12,6 +12,7 @@ import psutil
 from chancellor import progress
 from chancellor.catalog import ModelSpec
 from chancellor.engines.answers import plan_of
+from chancellor.engines.answers.guides import refusal_of, refused
 from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest
 from chancellor.engines.hardware import default_dtype
 from chancellor.engines.host import in_thread
@@ -28,13 +29,12 @@ from chancellor.engines.vllm_parts import (
     stat_logger,
     with_children,
 )
-from chancellor.engines.vllm_requests import delta_of, refusal_of, sampling_params
+from chancellor.engines.vllm_requests import delta_of, sampling_params
 from chancellor.errors import (
     ChancellorError,
     EngineDiedError,
     EngineStartError,
     GenerationError,
-    InvalidInputError,
     PromptTooLongError,
 )
 from chancellor.quantization.prepare import Prepared, prepare
@@ -191,10 +191,7 @@ class VLLMEngine(Engine):
             raise
         except Exception as error:  # bad parameters and full queues have other classes in each release of vLLM
             if (reason := refusal_of(plan.guide)) is not None:
-                raise InvalidInputError(
-                    f"No answer can be guided by this schema: {reason}",
-                    hint="Leave out what it names; see the documentation of xgrammar for what a schema may have.",
-                ) from error
+                raise refused(reason) from error
             cause = error.__cause__ if isinstance(error, EngineGenerateError) and error.__cause__ else error
             raise GenerationError(
                 f"vLLM could not answer with {self.spec.name!r}: {cause}", hint=f"Its log says more: {log_file()}"

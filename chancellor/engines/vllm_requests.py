@@ -1,11 +1,10 @@
 """From our requests to vLLM's, and from its outputs to our deltas."""
 
 import json
-import re
 from typing import TYPE_CHECKING, Any
 
 from chancellor.engines.answers import Plan
-from chancellor.engines.answers.calls import json_format, structural_tag
+from chancellor.engines.answers.guides import json_format, structural_tag
 from chancellor.engines.base import Delta, GenerationRequest, Guide, TokenLogprob
 from chancellor.engines.logs import log_file
 from chancellor.engines.prompt import RAW_STOP, Prompt
@@ -14,7 +13,7 @@ from chancellor.errors import EngineDiedError, GenerationError
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
 
-__all__ = ["delta_of", "refusal_of", "sampling_params"]
+__all__ = ["delta_of", "sampling_params"]
 
 
 def sampling_params(request: GenerationRequest, prompt: Prompt, plan: Plan) -> "SamplingParams":
@@ -50,24 +49,6 @@ def _structured_outputs(guide: Guide) -> Any:
         value = structural_tag(json_format(value)).value
         return StructuredOutputsParams(structural_tag=value)
     return StructuredOutputsParams(**{guide.kind: list(value) if guide.kind == "choice" else value})
-
-
-def refusal_of(guide: Guide | None) -> str | None:
-    """Return why xgrammar cannot guide an answer so, or None if it can."""
-    import xgrammar
-
-    if guide is None or guide.kind == "choice":
-        return None
-    make: Any = {
-        "regex": xgrammar.Grammar.from_regex,
-        "grammar": xgrammar.Grammar.from_ebnf,
-        "structural_tag": xgrammar.Grammar.from_structural_tag,
-    }.get(guide.kind, xgrammar.Grammar.from_json_schema)
-    try:
-        make(json.dumps(guide.value) if guide.kind == "json_schema" else guide.value or "{}")
-    except Exception as error:  # noqa: BLE001 - of its own classes, different in each release
-        return re.sub(r"^\[[\d:]+\] \S+: ", "", str(error).strip().splitlines()[-1])  # where in its source it was
-    return None
 
 
 def delta_of(

@@ -7,32 +7,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from chancellor.engines.answers.guides import json_format
 from chancellor.engines.answers.schemas import bounded
-from chancellor.engines.base import Delta, Guide, ToolCallPiece
+from chancellor.engines.base import Delta, ToolCallPiece
 
-__all__ = ["TaggedCalls", "as_text", "call_format", "call_id", "json_format", "structural_tag"]
+__all__ = ["TaggedCalls", "as_text", "call_format", "call_id"]
 
 OPEN: Final = "<tool_call>"
 CLOSE: Final = "</tool_call>"
 _HEAD: Final = re.compile(r'\s*\{\s*"name"\s*:\s*"((?:[^"\\]|\\.)*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*')
 _TAIL: Final = len("}\n") + len(CLOSE)
-_SPACES: Final = 1
-"""White space in a row that a guided answer may have: more is only ever a model that has lost its way."""
 
 
 def call_id() -> str:
     """Return a new id of a call."""
     return f"call_{uuid.uuid4().hex[:24]}"
-
-
-def json_format(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return xgrammar's format for JSON of a schema."""
-    return {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": _SPACES}
-
-
-def structural_tag(form: dict[str, Any]) -> Guide:
-    """Return the guide for a format of xgrammar's."""
-    return Guide("structural_tag", json.dumps({"type": "structural_tag", "format": form}))
 
 
 def call_format(tools: Sequence[dict[str, Any]], *, forced: bool, parallel: bool) -> dict[str, Any]:

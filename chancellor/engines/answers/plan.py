@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from chancellor.engines.answers.calls import TaggedCalls, as_text, call_format, json_format, structural_tag
+from chancellor.engines.answers.calls import TaggedCalls, as_text, call_format
+from chancellor.engines.answers.guides import json_format, structural_tag
 from chancellor.engines.answers.schemas import bounded
 from chancellor.engines.base import Delta, GenerationRequest, Guide
 from chancellor.errors import InvalidInputError, UnknownChoiceError
