@@ -3,7 +3,8 @@
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, Self
+from functools import cache
+from typing import Annotated, Any, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput, ModelProfile
@@ -11,12 +12,13 @@ from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
-from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError, model_validator
 
 from chancellor.catalog import Catalog, ModelSpec
 from chancellor.chat.messages import chunk_of, message_of, to_engine
 from chancellor.chat.options import ToolLike, check_names, choice_of, guide_of, tools_of
 from chancellor.chat.structured import structured_output
+from chancellor.context import explain
 from chancellor.engines import Delta, EnginePool, GenerationRequest, default_pool
 from chancellor.engines.answers.schemas import tight
 from chancellor.errors import InvalidInputError
@@ -222,7 +224,12 @@ class ChatVLLM(BaseChatModel):
             )
 
         def option(name: str) -> Any:
-            return kwargs[name] if kwargs.get(name) is not None else getattr(self, name)
+            if (asked := kwargs.get(name)) is None:
+                return getattr(self, name)
+            try:
+                return _field(name).validate_python(asked)
+            except ValidationError as error:
+                raise InvalidInputError(f"{name} is {asked!r}: {explain(error)}.", hint="Change it.") from error
 
         name = kwargs.get("model")
         tools = tools_of(kwargs.get("tools") or ())
@@ -261,6 +268,14 @@ class ChatVLLM(BaseChatModel):
             "time_to_first_token_s": last.time_to_first_token_s,
             "queue_time_s": last.queue_time_s,
         }
+
+
+@cache
+def _field(name: str) -> TypeAdapter[Any]:
+    """Return what checks an option of a call as the field of the model is checked."""
+    field = ChatVLLM.model_fields[name]
+    checked: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    return TypeAdapter(checked)
 
 
 def _shorter(request: GenerationRequest, last: Delta) -> GenerationRequest | None:

@@ -61,6 +61,10 @@ def choice_of(choice: Any, tools: Sequence[dict[str, Any]]) -> str:
         choice = choice.get("function", choice).get("name")
     if choice is None or choice is False:
         return "auto"
+    if choice not in ("auto", "none") and not names:
+        raise InvalidInputError(
+            f"tool_choice is {choice!r}, and there are no tools.", hint="Pass tools, or leave it out."
+        )
     if choice in ("any", True):
         return "required"
     if choice in ("auto", "none", "required") or choice in names:

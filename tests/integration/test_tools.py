@@ -1,0 +1,161 @@
+"""Tools, structured output and log probabilities with a real engine: a model of 135 million parameters in vLLM."""
+
+import asyncio
+import json
+import math
+from typing import Any, Literal
+
+import pytest
+from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.tools import tool
+from pydantic import BaseModel, Field
+
+from chancellor import Catalog, ChatVLLM, TrinityMiddleware, errors
+from chancellor.engines import EnginePool
+from tests.integration.conftest import INT8
+
+pytestmark = pytest.mark.engine
+
+
+@tool
+def get_weather(location: str) -> str:
+    """Get the weather at a location."""
+    return f"It is sunny in {location}."
+
+
+@tool
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+class Person(BaseModel):
+    """What is known of a person."""
+
+    name: str
+    age: int = Field(ge=0, le=150)
+    height_m: float
+    tags: list[str]
+    mood: Literal["good", "bad"]
+    scores: dict[str, int]
+    nickname: str | None = None
+
+
+class Tree(BaseModel):
+    """A tree of numbers."""
+
+    value: float
+    children: list["Tree"]
+
+
+@pytest.fixture
+def model(catalog: Catalog, pool: EnginePool) -> ChatVLLM:
+    return ChatVLLM(model=INT8, catalog=catalog, pool=pool, temperature=0, max_tokens=200)
+
+
+def asked_before(place: str, number: str) -> list[BaseMessage]:
+    return [
+        HumanMessage(f"What is the weather in {place}?"),
+        AIMessage("", tool_calls=[{"name": "get_weather", "args": {"location": place}, "id": number}]),
+        ToolMessage(f"It is sunny in {place}.", tool_call_id=number),
+        AIMessage(f"It is sunny in {place}."),
+    ]
+
+
+def test_the_model_may_call_a_tool(model: ChatVLLM) -> None:
+    """So small a model does so only after examples."""
+    history = [*asked_before("Paris", "1"), *asked_before("Rome", "2"), HumanMessage("What is the weather in Berlin?")]
+    with_tools = model.bind_tools([get_weather, add])
+    answer = with_tools.invoke(history)
+    (call,) = answer.tool_calls
+    assert (call["name"], set(call["args"])) == ("get_weather", {"location"})
+    assert (answer.text, answer.response_metadata["finish_reason"]) == ("", "tool_calls")
+    total: AIMessageChunk | None = None
+    for chunk in with_tools.stream(history):
+        assert isinstance(chunk, AIMessageChunk)
+        total = chunk if total is None else total + chunk
+    assert total is not None
+    assert [(one["name"], one["args"]) for one in total.tool_calls] == [(call["name"], call["args"])]
+    assert model.bind_tools([get_weather], tool_choice="none").invoke(history).tool_calls == []
+
+
+@pytest.mark.parametrize("choice", ["any", "add"])
+def test_a_forced_call_is_valid(model: ChatVLLM, choice: str) -> None:
+    for question in ("Add 3 and 4", "Who wrote Hamlet?", "aaaa"):
+        (call,) = model.bind_tools([add], tool_choice=choice).invoke(question).tool_calls
+        assert call["name"] == "add"
+        assert {type(value) for value in call["args"].values()} == {int}
+        assert set(call["args"]) == {"a", "b"}
+
+
+@pytest.mark.parametrize("question", ["Tell me about Napoleon.", "aaaaaaaaaa", "Write a very long essay about life."])
+@pytest.mark.parametrize("schema", [Person, Tree])
+def test_structured_output_is_always_valid(model: ChatVLLM, schema: type[BaseModel], question: str) -> None:
+    assert isinstance(model.with_structured_output(schema).invoke(question), schema)
+
+
+def test_structured_output_by_a_call_and_raw(model: ChatVLLM) -> None:
+    assert isinstance(model.with_structured_output(Person, method="function_calling").invoke("Napoleon"), Person)
+    found = model.with_structured_output(Person.model_json_schema(), include_raw=True).invoke("Napoleon")
+    assert Person(**found["parsed"])
+    assert found["raw"].usage_metadata["output_tokens"] > 10
+    assert found["parsing_error"] is None
+
+
+def test_an_answer_that_cannot_fit_is_an_error(model: ChatVLLM) -> None:
+    short = model.model_copy(update={"max_tokens": 8})
+    with pytest.raises(OutputParserException, match="max_tokens"):
+        short.with_structured_output(Person).invoke("Napoleon")
+
+
+def test_guides(model: ChatVLLM) -> None:
+    question = "Is the sky blue?"
+    assert model.invoke(question, structured_outputs={"choice": ["yes", "no"]}).text in ("yes", "no")
+    assert model.invoke(question, structured_outputs={"regex": "[0-9]{3}"}).text.isdigit()
+    assert isinstance(json.loads(model.invoke(question, response_format={"type": "json_object"}).text), dict)
+    broken = {"title": "t", "type": "object", "properties": {"a": {"$ref": "#/nowhere"}}, "required": ["a"]}
+    with pytest.raises(errors.InvalidInputError, match="nowhere"):
+        model.with_structured_output(broken).invoke(question)
+    assert "blue" in model.invoke(question).text.lower()  # the engine goes on
+
+
+def test_log_probabilities(model: ChatVLLM) -> None:
+    answer = model.invoke("What is 2+2?", logprobs=True, top_logprobs=2)
+    tokens = answer.response_metadata["logprobs"]["content"]
+    assert "".join(one["token"] for one in tokens).startswith(answer.text)
+    assert all(one["logprob"] <= 0 and len(one["top_logprobs"]) >= 2 for one in tokens)
+    assert all(one["logprob"] == one["top_logprobs"][0]["logprob"] for one in tokens)  # greedy
+    assert sum(math.exp(one["logprob"]) for one in tokens[0]["top_logprobs"]) <= 1.001
+    streamed: Any = None
+    for chunk in model.stream("What is 2+2?", logprobs=True, top_logprobs=2):
+        streamed = chunk if streamed is None else streamed + chunk
+    assert [one["token"] for one in streamed.response_metadata["logprobs"]["content"]] == [
+        one["token"] for one in tokens
+    ]
+
+
+def test_a_deadline_frees_the_engine(model: ChatVLLM, pool: EnginePool) -> None:
+    model.invoke("hi", max_tokens=1)
+    with pytest.raises(errors.GenerationTimeoutError, match=r"after 0\.2 s"):
+        model.bind(ignore_eos=True, max_tokens=3000, timeout=0.2).invoke("Tell a story")
+    for _ in range(50):
+        if pool.stats()[INT8].running == 0:
+            return
+        asyncio.run(asyncio.sleep(0.1))
+    pytest.fail("The request still runs.")
+
+
+def test_an_agent(model: ChatVLLM, catalog: Catalog, pool: EnginePool) -> None:
+    from langchain.agents import create_agent
+
+    from chancellor import ChatModels
+
+    middleware = TrinityMiddleware(catalog, models=ChatModels(catalog, pool=pool))
+    agent: Any = create_agent(model=model, tools=[get_weather], middleware=[middleware])
+    history = [*asked_before("Paris", "1"), *asked_before("Rome", "2"), HumanMessage("What is the weather in Berlin?")]
+    *_, call, result, answer = agent.invoke({"messages": history})["messages"]
+    assert call.tool_calls[0]["name"] == "get_weather"
+    assert result.content == f"It is sunny in {call.tool_calls[0]['args']['location']}."
+    assert answer.text
+    assert [one.response_metadata["decision"]["policy"] for one in (call, answer)] == ["trinity", "held"]
