@@ -98,7 +98,7 @@ def test_structured_output_is_always_valid(model: ChatVLLM, schema: type[BaseMod
 def test_structured_output_by_a_call_and_raw(model: ChatVLLM) -> None:
     assert isinstance(model.with_structured_output(Person, method="function_calling").invoke("Napoleon"), Person)
     found = model.with_structured_output(Person.model_json_schema(), include_raw=True).invoke("Napoleon")
-    assert Person(**found["parsed"])
+    Person.model_validate(found["parsed"])
     assert found["raw"].usage_metadata["output_tokens"] > 10
     assert found["parsing_error"] is None
 
