@@ -284,13 +284,14 @@ def _shorter(request: GenerationRequest, last: Delta) -> GenerationRequest | Non
         return None
     tokens = request.max_tokens
     guide = request.guide
+    again = request
     if guide is not None and guide.kind == "json_schema":
-        return replace(request, guide=replace(guide, value=tight(guide.value, tokens)))
-    if request.tools and request.tool_choice not in ("auto", "none"):
+        again = replace(request, guide=replace(guide, value=tight(guide.value, tokens)))
+    elif request.tools and request.tool_choice not in ("auto", "none"):
         tools = []
         for tool in request.tools:
             function = tool["function"]
             parameters = tight(function.get("parameters") or {}, tokens)
             tools.append({**tool, "function": {**function, "parameters": parameters}})
-        return replace(request, tools=tuple(tools))
-    return None
+        again = replace(request, tools=tuple(tools))
+    return None if again == request else again  # there is nothing to shorten

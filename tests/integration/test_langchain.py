@@ -25,7 +25,7 @@ class TestIntegration(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"model": INT8, **self.where}
+        return {"model": INT8, "temperature": 0, **self.where}
 
     @property
     def supports_json_mode(self) -> bool:

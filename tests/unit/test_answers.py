@@ -81,6 +81,16 @@ def test_a_call_that_is_cut_off_keeps_what_there_is() -> None:
             json.loads("".join(piece.arguments for piece in delta.tool_calls))
 
 
+def test_a_call_that_lacks_its_closing_tag_only_is_whole() -> None:
+    for end in range(len(ONE) - len("}\n" + CLOSE), len(ONE)):
+        reader = TaggedCalls()
+        deltas = [reader.read(Delta(text)) for text in ONE[: end - 1]]
+        deltas.append(reader.read(Delta(ONE[end - 1 : end], finish_reason="length")))
+        pieces = [piece.arguments for delta in deltas for piece in delta.tool_calls]
+        assert json.loads("".join(pieces)) == {"a": 1}
+        assert deltas[-1].finish_reason == "tool_calls"
+
+
 def test_templates_that_know_no_tools_are_told_in_words() -> None:
     history: list[dict[str, Any]] = [
         {"role": "system", "content": "Be brief."},

@@ -88,6 +88,8 @@ class TaggedCalls:
         self._rest = ""
         self._inside = self._named = False
         self._index = -1
+        self._arguments = ""
+        self._whole_at_last = False
 
     def read(self, delta: Delta) -> Delta:
         """Return the delta with its calls taken out of its text."""
@@ -97,7 +99,8 @@ class TaggedCalls:
         last = delta.finish_reason is not None
         while self._step(text, pieces, last=last):
             pass
-        reason = "tool_calls" if delta.finish_reason == "stop" and self._index >= 0 else delta.finish_reason
+        called = self._index >= 0 and (delta.finish_reason == "stop" or self._whole_at_last)
+        reason = "tool_calls" if called else delta.finish_reason
         shown = "".join(text)
         if self._index >= 0 and not shown.strip():
             shown = ""  # what stands between calls
@@ -122,18 +125,30 @@ class TaggedCalls:
             if (head := _HEAD.match(self._rest)) is None:
                 return self._whole(pieces, last=last)
             pieces.append(ToolCallPiece(self._index, call_id(), json.loads(f'"{head[1]}"')))
-            self._rest, self._named = self._rest[head.end() :], True
+            self._rest, self._named, self._arguments = self._rest[head.end() :], True, ""
         body, found, after = self._rest.partition(CLOSE)
         if found:
             pieces.append(ToolCallPiece(self._index, arguments=body.rstrip().removesuffix("}")))
             self._rest, self._inside = after, False
             return True
-        keep = 0 if last else _TAIL
-        if len(self._rest) > keep:
-            cut = len(self._rest) - keep
+        cut = max(0, len(self._rest) - _TAIL)
+        if last:
+            cut = self._end()
+        if cut:
             pieces.append(ToolCallPiece(self._index, arguments=self._rest[:cut]))
+            self._arguments += self._rest[:cut]
             self._rest = self._rest[cut:]
         return False
+
+    def _end(self) -> int:
+        """Return where the arguments end in a rest that has no closing tag: it may only be the tag that was cut off."""
+        text = self._arguments + self._rest
+        try:
+            _, end = json.JSONDecoder().raw_decode(text, len(text) - len(text.lstrip()))
+        except ValueError:
+            return len(self._rest)
+        self._whole_at_last = end >= len(self._arguments)
+        return max(0, end - len(self._arguments))
 
     def _whole(self, pieces: list[ToolCallPiece], *, last: bool) -> bool:
         """Read a call that is not in the usual form once it is all there."""

@@ -34,7 +34,8 @@ def bounded(schema: dict[str, Any]) -> dict[str, Any]:
 def tight(schema: dict[str, Any], tokens: int) -> dict[str, Any]:
     """Return the schema with limits on texts and lists as well, so that an answer fits into so many tokens.
 
-    A token has at least one character, so that characters are a safe measure. Limits of the schema's own stay.
+    A token has at least one character, so that characters are a safe measure. Limits of the schema's own stay; numbers
+    get theirs from `bounded`.
     """
     texts = 0
 
@@ -55,7 +56,7 @@ def tight(schema: dict[str, Any], tokens: int) -> dict[str, Any]:
         if _is(one, "object") and isinstance(one.get("additionalProperties"), dict) and not one.get("properties"):
             one.setdefault("maxProperties", max(_ITEMS, one.get("minProperties", 0)))
 
-    found: dict[str, Any] = _changed(bounded(schema), limit)
+    found: dict[str, Any] = _changed(schema, limit)
     return found
 
 
