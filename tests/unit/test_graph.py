@@ -86,7 +86,7 @@ def test_stream_modes(graph: Graph) -> None:
     chunks: list[Any] = [message for message, _ in graph.stream(ask(EASY), stream_mode="messages")]
     assert all(isinstance(chunk, AIMessageChunk) for chunk in chunks)
     assert "".join(str(chunk.text) for chunk in chunks) == f"light says: {EASY}"
-    assert len(chunks) == 5
+    assert 1 <= len(chunks) <= 5  # what comes while the caller is busy comes joined
 
 
 async def test_astream_yields_tokens_and_progress(graph: Graph) -> None:
