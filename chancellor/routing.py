@@ -122,10 +122,7 @@ class Router:
     def _candidates(self, messages: Sequence[BaseMessage]) -> list[Candidate]:
         self.catalog.eligible()  # an empty catalog, or one with every model rejected, is an error of its own
         tokens = count_tokens_approximately(messages)
-        found = [self._candidate(spec, tokens) for spec in self.catalog.values()]
-        if not any(one["eligible"] for one in found) and any(_TOO_LONG in one["reason"] for one in found):
-            raise PromptTooLongError(f"The conversation has about {tokens:,} tokens, more than any model here takes.")
-        return found
+        return [self._candidate(spec, tokens) for spec in self.catalog.values()]
 
     def _candidate(self, spec: ModelSpec, tokens: int) -> Candidate:
         reason = self.catalog.rejection(spec)
@@ -161,5 +158,7 @@ def _choose(policy: Policy, complexity: Complexity, candidates: list[Candidate])
     eligible = [candidate for candidate in candidates if candidate["eligible"]]
     if not eligible:
         reasons = "; ".join(f"{candidate['model']}: {candidate['reason']}" for candidate in candidates)
+        if _TOO_LONG in reasons:
+            raise PromptTooLongError(f"The conversation is too long for every model that might answer it ({reasons}).")
         raise NoEligibleModelError(f"No model of the catalog can be used ({reasons or 'it is empty'}).")
     return policy(complexity, eligible)

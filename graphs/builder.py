@@ -39,7 +39,7 @@ def create_chancellor(
         record: replaces the node that writes `metrics`.
         state_schema: `State`, or a subclass with fields of yours.
         context_schema: `Context`, or a subclass with fields of yours.
-        retry_policy: for the generation node. Give it a `retry_on`: by default it retries everything, bad input too.
+        retry_policy: for the generation node. Give it a `retry_on`: by default it retries none of our errors.
 
     Returns:
         A StateGraph: `create_chancellor().compile(checkpointer=...)`.

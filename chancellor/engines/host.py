@@ -19,6 +19,7 @@ from chancellor.errors import EngineDiedError
 
 __all__ = ["EngineHost", "in_thread"]
 
+_TURNS: Final = 8
 T = TypeVar("T")
 Join = Callable[[list[T]], Iterable[T]]
 
@@ -202,12 +203,18 @@ class _Bell:
             self._rung = True
             self._loop.call_soon_threadsafe(self._wake)
 
-    def _wake(self) -> None:
+    def _wake(self, turns: int = _TURNS) -> None:
+        if turns:
+            while turns == _TURNS and self._waiting:
+                waiter = self._waiting.popleft()
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._loop.call_soon(self._wake, turns - 1)
+            return
         self._rung = False  # before looking: what is appended from now on rings again
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
+        if self._waiting:
+            self._rung = True
+            self._wake()
 
 
 _bells: Final[weakref.WeakValueDictionary[asyncio.AbstractEventLoop, _Bell]] = weakref.WeakValueDictionary()

@@ -90,7 +90,7 @@ def test_a_conversation_that_is_too_long_rules_models_out() -> None:
     assert decision["model"] == "large"
     assert "too much for its context of 64" in decision["candidates"][0]["reason"]
     assert router.decide([HumanMessage("hi")], rules("word " * 60), Context())["model"] == "small"
-    with pytest.raises(errors.PromptTooLongError, match="more than any model"):
+    with pytest.raises(errors.PromptTooLongError, match="too long for every model"):
         Router(Catalog(models[:1])).decide(long, rules("x"), Context())
 
 
