@@ -20,6 +20,7 @@ from chancellor.errors import EngineDiedError
 __all__ = ["EngineHost", "in_thread"]
 
 _TURNS: Final = 8
+"""Turns of its loop that LangGraph takes to pass a token on, and some more."""
 T = TypeVar("T")
 Join = Callable[[list[T]], Iterable[T]]
 
@@ -203,13 +204,17 @@ class _Bell:
             self._rung = True
             self._loop.call_soon_threadsafe(self._wake)
 
-    def _wake(self, turns: int = _TURNS) -> None:
+    def _wake(self) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+        self._settle(_TURNS)
+
+    def _settle(self, turns: int) -> None:
+        """Let a busy loop deal with what it was woken for before it gets more; an idle one is through at once."""
         if turns:
-            while turns == _TURNS and self._waiting:
-                waiter = self._waiting.popleft()
-                if not waiter.done():
-                    waiter.set_result(None)
-            self._loop.call_soon(self._wake, turns - 1)
+            self._loop.call_soon(self._settle, turns - 1)
             return
         self._rung = False  # before looking: what is appended from now on rings again
         if self._waiting:
