@@ -35,7 +35,14 @@ def make_tokenizer(folder: Path, *, template: str | None = TEMPLATE) -> int:
 
 
 def make_model(
-    folder: Path, *, hidden: int = 128, layers: int = 2, heads: int = 2, kv_heads: int = 1, tied: bool = False
+    folder: Path,
+    *,
+    hidden: int = 128,
+    layers: int = 2,
+    heads: int = 2,
+    kv_heads: int = 1,
+    tied: bool = False,
+    context: int = 512,
 ) -> Path:
     """Save a Llama with random weights and a tokenizer as safetensors."""
     import torch
@@ -51,7 +58,7 @@ def make_model(
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        max_position_embeddings=512,
+        max_position_embeddings=context,
         tie_word_embeddings=tied,
         bos_token_id=0,
         eos_token_id=0,

@@ -26,9 +26,10 @@ print(answer.model_used, answer.metrics["engine"], answer.metrics["output_tokens
 
 
 @pytest.fixture(scope="module")
-def tiny_catalog(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+def tiny_catalog(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A catalog of one small model: these tests start engines of their own, which the demo's would make slow."""
-    return write_catalog(tmp_path_factory.mktemp("catalog"), tiny_model)
+    folder = tmp_path_factory.mktemp("catalog")
+    return write_catalog(folder, make_model(folder / "model", context=8192))
 
 
 def write_catalog(folder: Path, model: Path) -> str:
@@ -113,7 +114,7 @@ def test_a_model_that_loads_but_cannot_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 @pytest.mark.parametrize("moment", ["starting", "answering"])
 def test_a_signal_ends_everything(tiny_catalog: str, sent: signal.Signals, moment: str) -> None:
-    command = [sys.executable, "-m", "chancellor.cli", "ask", "--config", tiny_catalog, "--max-tokens", "400"]
+    command = [sys.executable, "-m", "chancellor.cli", "ask", "--config", tiny_catalog, "--max-tokens", "8000"]
     command += ["--temperature", "0", "hello"]  # random weights soon repeat themselves, and never end
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
