@@ -4,7 +4,7 @@ import os
 from functools import cache
 from typing import Any, Final, NamedTuple
 
-__all__ = ["Gpu", "Reading", "list_gpus", "read"]
+__all__ = ["Gpu", "Memory", "Reading", "list_gpus", "memories", "process_memory", "read"]
 
 _MIB: Final = 2**20
 
@@ -15,6 +15,13 @@ class Gpu(NamedTuple):
     name: str
     memory_mib: float
     driver: str | None
+
+
+class Memory(NamedTuple):
+    """Memory of one GPU, in bytes."""
+
+    total: int
+    free: int
 
 
 class Reading(NamedTuple):
@@ -45,6 +52,30 @@ def list_gpus() -> list[Gpu]:
         ]
     except nvml.NVMLError:
         return []
+
+
+def memories() -> list[Memory]:
+    """Return the memory of each visible GPU; none without NVML."""
+    nvml = _nvml()
+    if nvml is None:
+        return []
+    try:
+        found = [nvml.nvmlDeviceGetMemoryInfo(handle) for handle in _visible(nvml)]
+    except nvml.NVMLError:
+        return []
+    return [Memory(int(memory.total), int(memory.free)) for memory in found]
+
+
+def process_memory(index: int) -> dict[int, int]:
+    """Return the bytes that each process holds on a visible GPU, by its id; none where the driver does not tell."""
+    nvml = _nvml()
+    if nvml is None:
+        return {}
+    try:
+        running = nvml.nvmlDeviceGetComputeRunningProcesses(_visible(nvml)[index])
+    except (nvml.NVMLError, IndexError):
+        return {}
+    return {int(process.pid): int(process.usedGpuMemory) for process in running if process.usedGpuMemory}
 
 
 def read() -> Reading | None:

@@ -21,6 +21,8 @@ class Settings(BaseSettings):
     """Quantised checkpoints are kept in its folder `checkpoints`."""
     log_dir: Path = Field(default_factory=lambda: user_log_path("chancellor"))
     """Engines write their logs here, a file for each process."""
+    memory_share: float = Field(default=0.8, gt=0.0, le=1.0)
+    """Share of a device's memory that all engines together may take."""
 
 
 @cache

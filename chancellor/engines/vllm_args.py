@@ -16,12 +16,20 @@ from chancellor.quantization.vllm_plugin import PLUGIN
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-__all__ = ["engine_args", "process_environment"]
+__all__ = [
+    "BATCHED_TOKENS",
+    "CPU_SEQUENCES",
+    "GPU_SEQUENCES",
+    "context_bytes",
+    "engine_args",
+    "process_environment",
+    "tensor_parallel_size",
+]
 
 _GIB: Final = 2**30
-_CPU_SEQUENCES: Final = 64
-_GPU_SEQUENCES: Final = 256
-_BATCHED_TOKENS: Final = 8192
+CPU_SEQUENCES: Final = 64
+GPU_SEQUENCES: Final = 256
+BATCHED_TOKENS: Final = 8192
 
 
 def engine_args(spec: ModelSpec, prepared: Prepared, dtype: str) -> "AsyncEngineArgs":
@@ -32,18 +40,18 @@ def engine_args(spec: ModelSpec, prepared: Prepared, dtype: str) -> "AsyncEngine
     config = read_json(prepared.folder / "config.json")
     config = config.get("text_config", config)
     max_model_len = min(options.max_model_len, int(config.get("max_position_embeddings") or options.max_model_len))
-    sequences = options.max_num_seqs or (_CPU_SEQUENCES if on_cpu else _GPU_SEQUENCES)
+    sequences = options.max_num_seqs or (CPU_SEQUENCES if on_cpu else GPU_SEQUENCES)
     arguments: dict[str, Any] = {
         "model": str(prepared.folder),
         "served_model_name": spec.name,
         "dtype": dtype,
         "max_model_len": max_model_len,
         "gpu_memory_utilization": options.gpu_memory_utilization,
-        "tensor_parallel_size": options.tensor_parallel_size or _tensor_parallel_size(config),
+        "tensor_parallel_size": options.tensor_parallel_size or tensor_parallel_size(config, gpu_count()),
         "enforce_eager": on_cpu if options.enforce_eager is None else options.enforce_eager,
         # AsyncLLM's own defaults for these two are those of a small server.
         "max_num_seqs": sequences,
-        "max_num_batched_tokens": max(_BATCHED_TOKENS, max_model_len),
+        "max_num_batched_tokens": max(BATCHED_TOKENS, max_model_len),
         "trust_remote_code": spec.trust_remote_code,
         # The defaults of a request come from Context, not from the checkpoint's generation_config.json.
         "generation_config": "vllm",
@@ -55,7 +63,7 @@ def engine_args(spec: ModelSpec, prepared: Prepared, dtype: str) -> "AsyncEngine
         arguments["kv_cache_memory_bytes"] = int(options.kv_cache_gib * _GIB)
     elif on_cpu:
         # vLLM would take a share of the whole machine's memory.
-        arguments["kv_cache_memory_bytes"] = max(_GIB, _context_bytes(config, max_model_len))
+        arguments["kv_cache_memory_bytes"] = max(_GIB, context_bytes(config, max_model_len))
     if prepared.random_weights:
         arguments["load_format"] = "dummy"
     elif prepared.folder.suffix != ".gguf" and not spec.allow_pickle:
@@ -122,17 +130,17 @@ def _with_options(arguments: dict[str, Any], options: dict[str, Any]) -> dict[st
     return {**arguments, **options, **merged}
 
 
-def _tensor_parallel_size(config: dict[str, Any]) -> int:
-    """Return the largest number of GPUs that the attention heads can be split over evenly."""
+def tensor_parallel_size(config: dict[str, Any], gpus: int) -> int:
+    """Return the largest number of these GPUs that the attention heads can be split over evenly."""
     heads = int(config.get("num_attention_heads") or 1)
     kv_heads = int(config.get("num_key_value_heads") or heads)
-    for size in range(max(gpu_count(), 1), 1, -1):
+    for size in range(max(gpus, 1), 1, -1):
         if heads % size == 0 and (kv_heads % size == 0 or size % kv_heads == 0):
             return size
     return 1
 
 
-def _context_bytes(config: dict[str, Any], tokens: int) -> int:
+def context_bytes(config: dict[str, Any], tokens: int) -> int:
     """Return an upper bound of the KV cache for `tokens` tokens: 4 bytes a value, and a block to spare."""
     heads = int(config.get("num_attention_heads") or 1)
     head_dim = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // heads)
