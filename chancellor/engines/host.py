@@ -36,14 +36,14 @@ class EngineHost:
     """An event loop in a daemon thread, started on first use."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         # A forked child has no such thread: it starts its own.
         os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._loop = self._thread = None
 
     @property
@@ -63,7 +63,8 @@ class EngineHost:
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
         """Start a coroutine on the host; cancelling the future cancels it."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop())
+        with self._lock:  # what comes to a loop that is being stopped comes before its end, and ends with it
+            return asyncio.run_coroutine_threadsafe(coroutine, self.loop())
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the host and wait. An interrupt (Ctrl-C) cancels it."""
@@ -149,7 +150,13 @@ async def in_thread(function: Callable[[], T]) -> T:
 def _run(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
     try:
-        loop.run_forever()
+        while True:
+            try:
+                loop.run_forever()
+                break
+            except (KeyboardInterrupt, SystemExit):  # a task's: its caller gets it, and the others go on
+                continue
+        loop.run_until_complete(asyncio.sleep(0))  # a task that had not begun could not tell that it was cancelled
         # Whoever waits for a request would wait for ever if its task just vanished with the loop.
         tasks = asyncio.all_tasks(loop)
         for task in tasks:
@@ -162,8 +169,9 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
 
 async def _pump(source: Callable[[], AsyncIterator[T]], put: Callable[[Any], None]) -> None:
     """Pass the items on, then the end, or what went wrong."""
-    items = source()
+    items: AsyncIterator[T] | None = None
     try:
+        items = source()
         async for item in items:
             put(item)
     except asyncio.CancelledError:
@@ -173,11 +181,13 @@ async def _pump(source: Callable[[], AsyncIterator[T]], put: Callable[[Any], Non
     except BaseException as error:  # noqa: BLE001 - raised again where it belongs: at the caller
         put(_End(error))
     finally:
-        # Closing it here, not when the garbage collector comes by, aborts the request at once.
-        close = getattr(items, "aclose", None)
-        if close is not None:
-            await close()
-        put(_End())
+        try:
+            # Closing it here, not when the garbage collector comes by, aborts the request at once.
+            close = getattr(items, "aclose", None)
+            if close is not None:
+                await close()
+        finally:
+            put(_End())
 
 
 def _taken(items: collections.deque[Any]) -> list[Any]:
@@ -232,15 +242,17 @@ class _Inbox(Generic[T]):
         self._loop = loop
         self._bell = _bells.get(loop) or _bells.setdefault(loop, _Bell(loop))  # only this loop's thread looks for it
         self._items: collections.deque[T | _End] = collections.deque()
+        # Each thread writes one of these and only reads the other: neither takes back what the other has just written.
         self._waiter: asyncio.Future[None] | None = None
+        self._called: asyncio.Future[None] | None = None
 
     def put(self, item: T | _End) -> None:
         self._items.append(item)
         try:
             if self._loop.is_closed():
                 raise RuntimeError
-            if (waiter := self._waiter) is not None:
-                self._waiter = None
+            if (waiter := self._waiter) is not None and waiter is not self._called:
+                self._called = waiter
                 self._bell.ring(waiter)
         except RuntimeError as error:  # the caller's loop was closed: nobody is waiting any more
             raise asyncio.CancelledError from error
@@ -249,8 +261,6 @@ class _Inbox(Generic[T]):
         """Return all that has come; nothing at the end."""
         while not self._items:
             self._waiter = waiter = self._loop.create_future()
-            if self._items:  # it came before the other thread could see who waits
-                self._waiter = None
-                break
-            await waiter
+            if not self._items:  # else it came before the other thread could see who waits
+                await waiter
         return _taken(self._items)

@@ -2,13 +2,15 @@ import asyncio
 import gc
 import os
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
 import pytest
 
-from chancellor.engines.host import EngineHost
+from chancellor.engines.host import EngineHost, _End, _Inbox
+from chancellor.errors import EngineDiedError
 
 
 @pytest.fixture
@@ -20,6 +22,16 @@ async def numbers(count: int) -> AsyncIterator[int]:
     for number in range(count):
         await asyncio.sleep(0)
         yield number
+
+
+async def endless() -> AsyncIterator[int]:
+    while True:
+        yield 1
+        await asyncio.sleep(0.001)
+
+
+async def all_of(items: AsyncIterator[int]) -> list[int]:
+    return [number async for number in items]
 
 
 async def where() -> str:
@@ -147,6 +159,116 @@ def test_stop_and_start_again(host: EngineHost) -> None:
     host.call(where())
     host.stop()
     assert host.call(where()) == "chancellor-engines"
+
+
+class Stopping(EngineHost):
+    """Another thread stops it while a coroutine is handed to its loop."""
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        loop = super().loop()
+        threading.Thread(target=self.stop).start()
+        time.sleep(0.1)
+        return loop
+
+
+async def test_what_is_submitted_while_the_host_stops_ends_with_it() -> None:
+    async with asyncio.timeout(5):
+        with pytest.raises(EngineDiedError):
+            await all_of(Stopping().aiterate(endless))
+
+
+async def test_a_request_that_has_not_begun_when_the_host_stops_ends_with_it(host: EngineHost) -> None:
+    busy = threading.Event()
+    host.loop().call_soon_threadsafe(busy.wait, 5)
+
+    async def stop() -> None:
+        await asyncio.sleep(0)  # until the request is on its way
+        host.loop().call_soon_threadsafe(host.loop().stop)
+        busy.set()
+
+    stopping = asyncio.create_task(stop())
+    async with asyncio.timeout(5):
+        with pytest.raises(EngineDiedError):
+            await all_of(host.aiterate(endless))
+    await stopping
+
+
+async def test_a_task_that_wants_to_exit_does_not_take_the_others_with_it(host: EngineHost) -> None:
+    async def quits() -> None:
+        raise SystemExit(3)
+
+    beside = host.aiterate(lambda: numbers(500))
+    assert await anext(beside) == 0
+    with pytest.raises(SystemExit):
+        await asyncio.to_thread(lambda: host.submit(quits()).result(5))
+    async with asyncio.timeout(5):
+        assert await all_of(beside) == list(range(1, 500))
+        assert await host.acall(where()) == "chancellor-engines"
+
+
+class Broken:
+    """Has no items, and cannot be closed either."""
+
+    def __aiter__(self) -> "Broken":
+        return self
+
+    async def __anext__(self) -> int:
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        raise ValueError("broken")
+
+
+async def test_a_source_that_cannot_be_opened_or_closed_keeps_nobody_waiting(host: EngineHost) -> None:
+    def refuses() -> AsyncIterator[int]:
+        raise ValueError("broken")
+
+    async with asyncio.timeout(5):
+        with pytest.raises(ValueError, match="broken"):
+            await anext(host.aiterate(refuses))
+        assert await all_of(host.aiterate(Broken)) == []
+
+
+class Slow(_Inbox[int]):
+    """Its writer sees who waits, and is then held up until the reader has its item and waits again."""
+
+    def __init__(self) -> None:
+        self.waits, self.seen, self.waits_again = threading.Event(), threading.Event(), threading.Event()
+        super().__init__(asyncio.get_running_loop())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "_waiter" and value is not None:
+            if self.waits.is_set():
+                self.waits_again.set()
+            else:
+                self.waits.set()
+                self.seen.wait(5)
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if name == "_waiter" and not self.seen.is_set():
+            self.seen.set()
+            self.waits_again.wait(5)
+        return value
+
+
+async def test_a_slow_writer_does_not_lose_who_waits_by_now() -> None:
+    inbox = Slow()
+
+    def write() -> None:
+        inbox.waits.wait(5)
+        for item in (1, 2, _End()):
+            inbox.put(item)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    items = []
+    async with asyncio.timeout(5):
+        while taken := await inbox.take():
+            items += taken
+    assert items == [1, 2]
+    writer.join()
 
 
 def test_a_forked_child_gets_its_own_thread(host: EngineHost) -> None:
