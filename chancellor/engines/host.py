@@ -21,6 +21,8 @@ __all__ = ["EngineHost", "in_thread"]
 
 _TURNS: Final = 8
 """Turns of its loop that LangGraph takes to pass a token on, and some more."""
+_END_S: Final = 5.0
+"""How long to wait for a thread that was stopped."""
 T = TypeVar("T")
 Join = Callable[[list[T]], Iterable[T]]
 
@@ -56,7 +58,10 @@ class EngineHost:
         with self._lock:
             if self._loop is None:
                 loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=_run, args=(loop,), name="chancellor-engines", daemon=True)
+                # The thread before may still be ending: what belongs to its loop must not be met on this one.
+                self._thread = threading.Thread(
+                    target=_run, args=(loop, self._thread), name="chancellor-engines", daemon=True
+                )
                 self._thread.start()
                 self._loop = loop
             return self._loop
@@ -116,10 +121,10 @@ class EngineHost:
         """End the thread; what still runs on it is cancelled. Engines have to be closed before."""
         with self._lock:
             loop, thread = self._loop, self._thread
-            self._loop = self._thread = None
+            self._loop = None
         if loop is not None and thread is not None:
             loop.call_soon_threadsafe(loop.stop)
-            thread.join(timeout=5)
+            thread.join(_END_S)
 
 
 async def in_thread(function: Callable[[], T]) -> T:
@@ -147,7 +152,9 @@ async def in_thread(function: Callable[[], T]) -> T:
     return await done
 
 
-def _run(loop: asyncio.AbstractEventLoop) -> None:
+def _run(loop: asyncio.AbstractEventLoop, before: threading.Thread | None) -> None:
+    if before is not None:
+        before.join(_END_S)
     asyncio.set_event_loop(loop)
     try:
         while True:

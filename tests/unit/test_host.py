@@ -161,6 +161,32 @@ def test_stop_and_start_again(host: EngineHost) -> None:
     assert host.call(where()) == "chancellor-engines"
 
 
+def test_what_a_stop_still_ends_is_over_before_anything_new_runs(host: EngineHost) -> None:
+    seen: list[str] = []
+    started = threading.Event()
+
+    async def lingers() -> None:
+        started.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.1)
+            seen.append("old")
+
+    async def new() -> None:
+        seen.append("new")
+
+    host.submit(lingers())
+    assert started.wait(5)
+    stopping = threading.Thread(target=host.stop)
+    stopping.start()
+    while host.running:
+        time.sleep(0.001)
+    host.call(new())
+    stopping.join()
+    assert seen == ["old", "new"]
+
+
 class Stopping(EngineHost):
     """Another thread stops it while a coroutine is handed to its loop."""
 
