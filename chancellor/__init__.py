@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from chancellor.catalog import Catalog, EngineOptions, ModelSpec
     from chancellor.chat import ChatModels, ChatVLLM
     from chancellor.context import Context
+    from chancellor.fallbacks import FallbackOptions
     from chancellor.graphs.builder import create_chancellor
     from chancellor.middleware import TrinityMiddleware
     from chancellor.quantization.writer import quantize
@@ -28,6 +29,7 @@ _HOME = {
     "ChatVLLM": "chancellor.chat",
     "Context": "chancellor.context",
     "EngineOptions": "chancellor.catalog",
+    "FallbackOptions": "chancellor.fallbacks",
     "ModelSpec": "chancellor.catalog",
     "PerformanceMonitor": "chancellor.bench.monitor",
     "Pillars": "chancellor.trinity",
@@ -45,6 +47,7 @@ __all__ = [
     "ChatVLLM",
     "Context",
     "EngineOptions",
+    "FallbackOptions",
     "ModelSpec",
     "PerformanceMonitor",
     "Pillars",

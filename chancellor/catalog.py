@@ -17,6 +17,7 @@ from chancellor.errors import (
     UnknownChoiceError,
     UnknownModelError,
 )
+from chancellor.fallbacks import FallbackOptions
 from chancellor.quantization.schemes import SCHEMES
 from chancellor.settings import settings
 from chancellor.trinity import MINIMUM_SCORE, Pillars, Score
@@ -50,6 +51,8 @@ class EngineOptions(BaseModel):
     """Size of the KV cache in GiB. None is 1 GiB or one whole context on a CPU, what is left of the share on a GPU."""
     max_num_seqs: Annotated[int | None, Field(ge=1)] = None
     """Most requests in one batch; None is 64 on a CPU, 256 on a GPU."""
+    max_queue: Annotated[int | None, Field(ge=1)] = None
+    """Most requests that may be under way at once, in the batch or waiting; None is 16 batches."""
     enforce_eager: bool | None = None
     """Run without torch.compile and CUDA graphs; None is True on a CPU, where compiling takes minutes."""
     kernels: Literal["vllm", "torchao"] = "vllm"
@@ -127,6 +130,7 @@ class _File(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     minimum_trinity_score: Score = MINIMUM_SCORE
+    fallback: FallbackOptions = FallbackOptions()
     models: list[ModelSpec] = []
 
 
@@ -136,8 +140,15 @@ class Catalog(Mapping[str, ModelSpec]):
     Models below the minimum Trinity score stay listed with the reason, but are never chosen.
     """
 
-    def __init__(self, models: Iterable[ModelSpec], *, minimum_trinity_score: float = MINIMUM_SCORE) -> None:
+    def __init__(
+        self,
+        models: Iterable[ModelSpec],
+        *,
+        minimum_trinity_score: float = MINIMUM_SCORE,
+        fallback: FallbackOptions | None = None,
+    ) -> None:
         self.minimum_trinity_score = minimum_trinity_score
+        self.fallback = fallback or FallbackOptions()
         self._models: dict[str, ModelSpec] = {}
         for spec in models:
             if spec.name in self._models:
@@ -176,7 +187,7 @@ class Catalog(Mapping[str, ModelSpec]):
         except ValidationError as error:
             raise CatalogFileError(f"{where} is not a catalog: {explain(error)}.") from error
         models = [_relative_to(folder, spec) for spec in file.models] if folder else file.models
-        return cls(models, minimum_trinity_score=file.minimum_trinity_score)
+        return cls(models, minimum_trinity_score=file.minimum_trinity_score, fallback=file.fallback)
 
     def __getitem__(self, name: str) -> ModelSpec:
         try:
@@ -201,7 +212,8 @@ class Catalog(Mapping[str, ModelSpec]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Catalog):
             return NotImplemented
-        return self._models == other._models and self.minimum_trinity_score == other.minimum_trinity_score
+        same = self.minimum_trinity_score == other.minimum_trinity_score and self.fallback == other.fallback
+        return same and self._models == other._models
 
     def __hash__(self) -> int:
         return hash((tuple(self._models), self.minimum_trinity_score))

@@ -23,7 +23,9 @@ ChancellorError
 │   └── WorkloadError
 └── EngineError
     ├── EngineStartError
+    │   └── OutOfMemoryError
     ├── EngineDiedError
+    ├── EngineBusyError
     └── GenerationError
         └── GenerationTimeoutError
 """
@@ -40,6 +42,7 @@ __all__ = [
     "CheckpointError",
     "DownloadError",
     "EmptyQuestionError",
+    "EngineBusyError",
     "EngineDiedError",
     "EngineError",
     "EngineStartError",
@@ -50,6 +53,7 @@ __all__ = [
     "MissingDependencyError",
     "ModelRejectedError",
     "NoEligibleModelError",
+    "OutOfMemoryError",
     "PromptTooLongError",
     "QuantizationError",
     "ReportError",
@@ -212,10 +216,35 @@ class EngineStartError(EngineError):
     """The engine did not become ready."""
 
 
+class OutOfMemoryError(EngineStartError):
+    """The engine needs more memory than its devices have left within the budget."""
+
+    default_hint = (
+        "Lower max_model_len or kv_cache_gib under [models.engine], take a scheme that makes the model smaller, or "
+        "raise CHANCELLOR_MEMORY_SHARE."
+    )
+
+
 class EngineDiedError(EngineError):
-    """The engine's process ended while it was in use; the next request starts a new one."""
+    """The engine's process ended while it was in use; the next request starts a new one.
+
+    Attributes:
+        partial: the text that had reached the caller of a stream.
+    """
 
     default_hint = "Ask again: a new engine starts with the next request."
+    partial: str = ""
+
+
+class EngineBusyError(EngineError):
+    """More requests wait for the model than may.
+
+    Attributes:
+        retry_after_s: seconds after which there should be room.
+    """
+
+    default_hint = "Ask again later, or raise max_queue under [models.engine]."
+    retry_after_s: float = 1.0
 
 
 class GenerationError(EngineError):

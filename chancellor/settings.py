@@ -23,6 +23,8 @@ class Settings(BaseSettings):
     """Engines write their logs here, a file for each process."""
     memory_share: float = Field(default=0.8, gt=0.0, le=1.0)
     """Share of a device's memory that all engines together may take."""
+    stall_s: float = Field(default=30.0, gt=0.0)
+    """Seconds after which an engine that has requests and does nothing is ended, and started again."""
 
 
 @cache

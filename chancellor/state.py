@@ -7,8 +7,9 @@ from langgraph.graph.message import add_messages
 from typing_extensions import TypedDict
 
 from chancellor.errors import EmptyQuestionError
+from chancellor.fallbacks import Fallback
 
-__all__ = ["Candidate", "Complexity", "Decision", "Level", "Metrics", "State", "question_of"]
+__all__ = ["Candidate", "Complexity", "Decision", "Fallback", "Level", "Metrics", "State", "question_of"]
 
 Level = Literal["low", "medium", "high"]
 
@@ -64,7 +65,8 @@ class Metrics(TypedDict):
     """Memory in use on the visible GPUs, in MiB."""
     gpu_utilization: float | None
     """Mean utilisation of the visible GPUs, from 0 to 1."""
-    fallbacks: list[str]
+    fallbacks: list[Fallback]
+    """What was done because something failed, in order; empty if nothing did."""
 
 
 class State(TypedDict):

@@ -59,8 +59,9 @@ def _call(
             "The state has no decision, so that the generation node does not know which of its models to take.",
             hint="Put selection_node before it, name one by context.model, or give it a single model.",
         )
+    by_name = getattr(models, "named", None) if context.model is not None else None
     try:
-        model = models[name]
+        model = models[name] if by_name is None else by_name(name)
     except KeyError:
         raise UnknownModelError(
             f"The selection chose {name!r}, which the generation node does not have.",

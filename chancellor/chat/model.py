@@ -18,9 +18,11 @@ from chancellor.catalog import Catalog, ModelSpec
 from chancellor.chat.messages import chunk_of, message_of, to_engine
 from chancellor.chat.options import ToolLike, check_names, choice_of, guide_of, tools_of
 from chancellor.chat.structured import structured_output
+from chancellor.chat.substitutes import substitutes
 from chancellor.context import explain
 from chancellor.engines import Delta, EnginePool, GenerationRequest, default_pool
 from chancellor.engines.answers.schemas import tight
+from chancellor.engines.ladder import Ladder
 from chancellor.errors import InvalidInputError
 
 __all__ = ["ChatVLLM"]
@@ -64,7 +66,9 @@ class ChatVLLM(BaseChatModel):
     timeout: float | None = Field(default=None, gt=0.0)
     """Seconds that an answer may take, once its engine runs; None for as long as it takes."""
     max_retries: int = Field(default=1, ge=0)
-    """How often a request is sent again whose engine died before it answered."""
+    """How many deaths of its engine a request outlives: a new engine goes on with its answer."""
+    substitute: bool = False
+    """Whether another model of the catalog may answer when this one cannot be served at all."""
     streaming: bool = False
     """Stream also when invoked, for callbacks that want each token."""
     ignore_eos: bool = False
@@ -75,12 +79,16 @@ class ChatVLLM(BaseChatModel):
     """None uses the process's own."""
 
     _catalog: Catalog = PrivateAttr()
+    _ladder: Ladder = PrivateAttr()
     _spec: ModelSpec = PrivateAttr()
 
     @model_validator(mode="after")
     def _find(self) -> Self:
         self._catalog = self.catalog if self.catalog is not None else Catalog.load()
         self._spec = self._catalog.usable(self.model)
+        catalog, spec = self._catalog, self._spec
+        others = (lambda: substitutes(catalog, spec)) if self.substitute else None
+        self._ladder = Ladder(catalog.fallback, others)
         return self
 
     def _resolve_model_profile(self) -> ModelProfile | None:
@@ -165,9 +173,9 @@ class ChatVLLM(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         spec, request = self._request(messages, stop, stream=False, **kwargs)
-        deltas = list(self._engines.generate(spec, request))
+        deltas = list(self._engines.generate(spec, request, self._ladder))
         if (again := _shorter(request, deltas[-1])) is not None:
-            deltas = list(self._engines.generate(spec, again))
+            deltas = list(self._engines.generate(spec, again, self._ladder))
         return self._result(deltas)
 
     async def _agenerate(
@@ -178,9 +186,9 @@ class ChatVLLM(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         spec, request = self._request(messages, stop, stream=False, **kwargs)
-        deltas = [delta async for delta in self._engines.agenerate(spec, request)]
+        deltas = [delta async for delta in self._engines.agenerate(spec, request, self._ladder)]
         if (again := _shorter(request, deltas[-1])) is not None:
-            deltas = [delta async for delta in self._engines.agenerate(spec, again)]
+            deltas = [delta async for delta in self._engines.agenerate(spec, again, self._ladder)]
         return self._result(deltas)
 
     def _stream(
@@ -190,7 +198,8 @@ class ChatVLLM(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        for delta in self._engines.generate(*self._request(messages, stop, stream=True, **kwargs)):
+        asked = self._request(messages, stop, stream=True, **kwargs)
+        for delta in self._engines.generate(*asked, self._ladder):
             chunk = self._chunk(delta)
             if run_manager is not None:
                 run_manager.on_llm_new_token(delta.text, chunk=chunk)
@@ -204,7 +213,7 @@ class ChatVLLM(BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         asked = self._request(messages, stop, stream=True, **kwargs)
-        async with aclosing(self._engines.agenerate(*asked)) as deltas:
+        async with aclosing(self._engines.agenerate(*asked, self._ladder)) as deltas:
             async for delta in deltas:
                 chunk = self._chunk(delta)
                 if run_manager is not None:
@@ -267,6 +276,7 @@ class ChatVLLM(BaseChatModel):
             "inference_time_s": last.inference_time_s,
             "time_to_first_token_s": last.time_to_first_token_s,
             "queue_time_s": last.queue_time_s,
+            **({"fallbacks": [dict(step) for step in last.fallbacks]} if last.fallbacks else {}),
         }
 
 

@@ -18,16 +18,25 @@ class ChatModels(Mapping[str, BaseChatModel]):
     def __init__(self, catalog: Catalog, *, pool: EnginePool | None = None) -> None:
         self._catalog = catalog
         self._pool = pool
-        self._models: dict[str, BaseChatModel] = {}
+        self._models: dict[tuple[str, bool], BaseChatModel] = {}
 
     def __getitem__(self, name: str) -> BaseChatModel:
-        if name not in self._models:
-            spec = self._catalog.usable(name)
-            if spec.engine.kind == "openai":
-                self._models[name] = remote_model(spec)
-            else:
-                self._models[name] = ChatVLLM(model=name, catalog=self._catalog, pool=self._pool)
-        return self._models[name]
+        return self._model(name, substitute=True)
+
+    def named(self, name: str) -> BaseChatModel:
+        """Return the model for a run that asks for it by name: no other one answers in its place."""
+        return self._model(name, substitute=False)
+
+    def _model(self, name: str, *, substitute: bool) -> BaseChatModel:
+        if (known := self._models.get((name, substitute))) is not None:
+            return known
+        spec = self._catalog.usable(name)
+        made: BaseChatModel
+        if spec.engine.kind == "openai":
+            made = remote_model(spec)
+        else:
+            made = ChatVLLM(model=name, catalog=self._catalog, pool=self._pool, substitute=substitute)
+        return self._models.setdefault((name, substitute), made)
 
     def __iter__(self) -> Iterator[str]:
         return (spec.name for spec in self._catalog.values() if self._catalog.rejection(spec) is None)

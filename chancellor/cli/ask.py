@@ -65,7 +65,7 @@ def _show(user: Terminal, answer: Answer) -> None:
         if value is not None:
             row(label, f"{value:,.0f} MiB")
     for fallback in metrics["fallbacks"]:
-        row("fallback", fallback)
+        row("fallback", f"{fallback['step']}, to {fallback['to']}: {fallback['reason']}")
     user.err.print()
     user.err.print(table)
 

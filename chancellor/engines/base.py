@@ -3,7 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from chancellor.fallbacks import Fallback
+
+if TYPE_CHECKING:
+    from chancellor.catalog import ModelSpec
 
 __all__ = ["Delta", "Engine", "EngineStats", "GenerationRequest", "Guide", "TokenLogprob", "ToolCallPiece"]
 
@@ -45,7 +50,11 @@ class GenerationRequest:
     timeout_s: float | None = None
     """Seconds that the answer may take, once the engine runs."""
     retries: int = 0
-    """How often to start over when the engine dies before it has answered anything."""
+    """How many deaths of its engine the request outlives, each time going on with a new one."""
+    answered: tuple[int, ...] = ()
+    """Token ids of the answer that there are already: the engine goes on after them. They count for max_tokens."""
+    answered_text: str = ""
+    """What of their text the caller has; an end of it may be held back, as the beginning of a stop text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +108,8 @@ class Delta:
     """Kind of the engine that answered."""
     quantization: str | None = None
     """Scheme of the weights that answered."""
+    fallbacks: tuple[Fallback, ...] = ()
+    """What was done because things failed, on the last delta."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +138,8 @@ class Engine(ABC):
 
     kind: ClassVar[str]
     """Name of the engine in metrics, e.g. "vllm"."""
+    spec: "ModelSpec"
+    """The entry that it serves."""
 
     @property
     @abstractmethod
@@ -159,6 +172,13 @@ class Engine(ABC):
     @abstractmethod
     def healthy(self) -> bool:
         """Return whether a request can be expected to succeed."""
+
+    def stalled(self) -> str | None:
+        """Return why the engine will not go on by itself, or None as long as it may."""
+        return None
+
+    def kill(self) -> None:  # noqa: B027 - most engines have no processes
+        """End its processes without asking them; what they were answering ends with an EngineDiedError."""
 
     @abstractmethod
     def stats(self) -> EngineStats:

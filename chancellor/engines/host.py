@@ -11,7 +11,7 @@ import queue
 import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
@@ -23,6 +23,7 @@ _TURNS: Final = 8
 """Turns of its loop that LangGraph takes to pass a token on, and some more."""
 _END_S: Final = 5.0
 """How long to wait for a thread that was stopped."""
+_CLOSED: Final = "The engines were closed while this request ran."
 T = TypeVar("T")
 Join = Callable[[list[T]], Iterable[T]]
 
@@ -76,13 +77,20 @@ class EngineHost:
         future = self.submit(coroutine)
         try:
             return future.result()
+        except CancelledError as error:
+            raise EngineDiedError(_CLOSED) from error
         except BaseException:
             future.cancel()
             raise
 
     async def acall(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the host from another loop. Cancelling this cancels it."""
-        return await asyncio.wrap_future(self.submit(coroutine))
+        try:
+            return await asyncio.wrap_future(self.submit(coroutine))
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            raise EngineDiedError(_CLOSED) from error  # not the caller was cancelled: the host was stopped
 
     def iterate(self, source: Callable[[], AsyncIterator[T]], join: Join[T] = iter) -> Generator[T, None, None]:
         """Iterate over what `source` yields on the host. Leaving early cancels it.
@@ -183,7 +191,7 @@ async def _pump(source: Callable[[], AsyncIterator[T]], put: Callable[[Any], Non
             put(item)
     except asyncio.CancelledError:
         # Either nobody listens any more, or the host is being stopped.
-        put(_End(EngineDiedError("The engines were closed while this request ran.")))
+        put(_End(EngineDiedError(_CLOSED)))
         raise
     except BaseException as error:  # noqa: BLE001 - raised again where it belongs: at the caller
         put(_End(error))
@@ -222,11 +230,13 @@ class _Bell:
             self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
+        woken = 0
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-        self._settle(_TURNS)
+                woken += 1
+        self._settle(_TURNS if woken > 1 else 0)  # one alone has all to itself
 
     def _settle(self, turns: int) -> None:
         """Let a busy loop deal with what it was woken for before it gets more; an idle one is through at once."""

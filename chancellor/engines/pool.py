@@ -1,31 +1,31 @@
-"""One engine for each model, however many callers ask at once; started one after another, closed at exit."""
+"""One engine for each model, however many callers ask at once; what fails is answered otherwise."""
 
 import asyncio
 import atexit
-import contextvars
-import logging
 import os
 import threading
 import time
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
-from chancellor import progress
 from chancellor.catalog import ModelSpec
 from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest
+from chancellor.engines.descent import Descent
 from chancellor.engines.host import EngineHost
 from chancellor.engines.joining import joined
+from chancellor.engines.ladder import Ladder
+from chancellor.engines.migration import Migration
+from chancellor.engines.residents import Residents
+from chancellor.engines.room import Room
 from chancellor.engines.vllm import VLLMEngine
-from chancellor.errors import EngineDiedError, EngineStartError, GenerationTimeoutError
+from chancellor.errors import ChancellorError, EngineDiedError, EngineStartError, GenerationTimeoutError
 from chancellor.telemetry.requests import Observation
 
 __all__ = ["EnginePool", "default_pool"]
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
-_INTERRUPT_EVERY_S: Final = 0.5
 
 
 class EnginePool:
@@ -34,15 +34,17 @@ class EnginePool:
     Two entries that differ in anything but their name, tier or Trinity have an engine each.
     """
 
-    def __init__(self, factory: Callable[[ModelSpec], Engine] | None = None) -> None:
+    def __init__(self, factory: Callable[[ModelSpec], Engine] | None = None, *, room: Room | None = None) -> None:
+        """Make a pool without engines.
+
+        Args:
+            factory: makes an entry's engine; None makes the one that the entry asks for.
+            room: the memory budget; None has none with a factory of your own, else that of the devices.
+        """
         self._factory = factory or engine_of
+        self._room = room if room is not None or factory is not None else Room()
         self._host = EngineHost()
-        self._engines: dict[str, asyncio.Task[Engine]] = {}  # touched on the host's loop only
-        self._names: dict[str, str] = {}
-        self._starting: asyncio.Lock | None = None
-        self._waiting: set[asyncio.Task[Engine]] = set()  # for their turn to start
-        self._under_way: Engine | None = None
-        self._closing = False
+        self._residents = Residents(self._factory, self._room)
         self._pid = os.getpid()
         this = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _call(this, EnginePool._forget))
@@ -50,21 +52,30 @@ class EnginePool:
 
     def start(self, spec: ModelSpec) -> None:
         """Start the model's engine unless it runs; return when it is ready."""
-        self._host.call(self._get(spec))
+        self._host.call(self._residents.get(spec))
 
     async def astart(self, spec: ModelSpec) -> None:
         """Like `start`, without blocking the caller's loop."""
-        await self._host.acall(self._get(spec))
+        await self._host.acall(self._residents.get(spec))
 
     async def aengine(self, spec: ModelSpec) -> Engine:
-        """Return the model's engine, started where needed. Its coroutines run on the host's loop only: see `arun`."""
-        return await self._host.acall(self._get(spec))
+        """Return the model's engine, started where needed. Its coroutines run on the host's loop only: see `arun`.
+
+        From now on it does not make room for others.
+        """
+
+        async def pin() -> Engine:
+            resident = await self._residents.get(spec)
+            resident.pinned = True
+            return resident.task.result()
+
+        return await self._host.acall(pin())
 
     async def aruns(self, spec: ModelSpec) -> bool:
         """Return whether the model's engine runs already, or starts."""
 
         async def look() -> bool:
-            return _key(spec) in self._engines
+            return self._residents.known(spec)
 
         return await self._host.acall(look())
 
@@ -74,18 +85,32 @@ class EnginePool:
 
     async def astop(self, spec: ModelSpec) -> None:
         """Close the model's engine, if it runs; the next request starts it again."""
-        await self._host.acall(self._stop(_key(spec)))
+        await self._host.acall(self._residents.stop(spec))
 
-    def generate(self, spec: ModelSpec, request: GenerationRequest) -> Generator[Delta, None, None]:
+    def generate(
+        self, spec: ModelSpec, request: GenerationRequest, ladder: Ladder | None = None
+    ) -> Generator[Delta, None, None]:
         """Yield the answer, starting the engine where needed. Leaving the iteration aborts the request.
 
         What comes while the caller is busy with the delta before comes joined.
-        """
-        return self._host.iterate(lambda: self._generate(spec, request), joined)
 
-    def agenerate(self, spec: ModelSpec, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
+        Args:
+            spec: the entry.
+            request: what is asked.
+            ladder: what to do when the model cannot be served as it is asked for; None lets that fail.
+
+        Raises:
+            EngineBusyError: too many requests wait already.
+            EngineDiedError: its engine died more often than the request allows.
+            ChancellorError: the engine cannot be started, or cannot answer.
+        """
+        return self._host.iterate(lambda: self._generate(spec, request, ladder), joined)
+
+    def agenerate(
+        self, spec: ModelSpec, request: GenerationRequest, ladder: Ladder | None = None
+    ) -> AsyncGenerator[Delta, None]:
         """Like `generate`, without blocking the caller's loop."""
-        return self._host.aiterate(lambda: self._generate(spec, request), joined)
+        return self._host.aiterate(lambda: self._generate(spec, request, ladder), joined)
 
     def stats(self) -> dict[str, EngineStats]:
         """Return what each running engine is doing, by the name of its model."""
@@ -97,122 +122,59 @@ class EnginePool:
         Requests that are still running end with an EngineDiedError.
         """
         if self._pid == os.getpid() and self._host.running:
-            self._host.call(self._close())
+            self._host.call(self._residents.close())
             self._host.stop()
+            self._residents = Residents(self._factory, self._room)  # until here, the old ones start nothing more
 
     def _forget(self) -> None:
         """In a forked child: the engines are the parent's."""
-        self._engines, self._names, self._waiting = {}, {}, set()
-        self._starting, self._closing, self._pid = None, False, os.getpid()
+        self._residents, self._pid = Residents(self._factory, self._room), os.getpid()
 
-    async def _get(self, spec: ModelSpec) -> Engine:
-        if self._closing:
-            raise EngineDiedError("The engines are being closed.")
-        key = _key(spec)
-        task = self._engines.get(key)
-        if task is not None and task.done() and not _usable(task):
-            del self._engines[key]
-            if not task.cancelled() and task.exception() is None:
-                await task.result().close()
-            task = self._engines.get(key)  # another caller may have started it meanwhile
-        if task is None:
-            # In a context of its own: the engine outlives the run, and the trace, that asked for it first.
-            task = self._engines[key] = asyncio.create_task(self._start(spec), context=contextvars.Context())
-            self._names[key] = spec.name
-            task.add_done_callback(lambda done: self._forget_failure(key, done))
-        # Shielded: the others who wait for this engine must not suffer when one of them is cancelled.
-        return await asyncio.shield(task)
-
-    async def _stop(self, key: str) -> None:
-        if (task := self._engines.get(key)) is not None:
-            await self._end(task)
-            if self._engines.get(key) is task:
-                del self._engines[key]
-
-    async def _end(self, task: "asyncio.Task[Engine]") -> None:
-        """Close the task's engine, whether it runs, starts, or waits for its turn to start."""
-        waits = task in self._waiting
-        if waits:
-            task.cancel()
-        try:
-            while not task.done():
-                if self._under_way is not None and not waits:
-                    self._under_way.interrupt()
-                await asyncio.wait({task}, timeout=_INTERRUPT_EVERY_S)
-            await task.result().close()
-        except asyncio.CancelledError:
-            if not task.cancelled():  # then it is this close that is being cancelled
-                raise
-        except Exception:
-            logger.debug("An engine did not start or close cleanly", exc_info=True)
-
-    async def _start(self, spec: ModelSpec) -> Engine:
-        if self._starting is None:
-            self._starting = asyncio.Lock()
-        task = asyncio.current_task()
-        if task is not None:
-            self._waiting.add(task)
-        async with self._starting:  # two engines that start at once measure each other's memory
-            self._waiting = {other for other in self._waiting if other is not task}
-            began = time.perf_counter()
-            engine = self._under_way = self._factory(spec)
-            try:
-                await engine.start()
-            finally:
-                self._under_way = None
-            progress.report("ready", spec.name, f"ready after {time.perf_counter() - began:.1f} s")
-            return engine
-
-    def _forget_failure(self, key: str, task: "asyncio.Task[Engine]") -> None:
-        if (task.cancelled() or task.exception() is not None) and self._engines.get(key) is task:
-            del self._engines[key]
-
-    async def _generate(self, spec: ModelSpec, request: GenerationRequest) -> AsyncIterator[Delta]:
+    async def _generate(
+        self, spec: ModelSpec, request: GenerationRequest, ladder: Ladder | None
+    ) -> AsyncIterator[Delta]:
         with Observation(spec, request) as observed:
-            for left in reversed(range(request.retries + 1)):
-                engine = await self._get(spec)
-                observed.handed_to(engine)
-                answered = False
-                deltas = engine.generate(request)
+            migration, descent = Migration(request), Descent(spec, ladder, self._residents)
+            deadline: float | None = None
+            while True:
                 try:
-                    async with _within(request.timeout_s):
+                    resident = await descent.enter(emitted=migration.emitted)
+                except ChancellorError as error:
+                    raise (migration.stranded(error) if migration.emitted else error) from error.__cause__
+                if deadline is None and request.timeout_s is not None:
+                    deadline = time.monotonic() + request.timeout_s
+                deltas: AsyncIterator[Delta] | None = None
+                try:
+                    engine = resident.task.result()
+                    observed.handed_to(engine)
+                    deltas = engine.generate(migration.request(engine))
+                    async with _until(deadline, request.timeout_s):
                         async for delta in deltas:
-                            observed.last, answered = delta, True
-                            yield delta
+                            for piece in migration.take(delta):
+                                observed.last = descent.noted(piece)
+                                yield observed.last
                     return
-                except EngineDiedError:
-                    if answered or self._closing or not left:
-                        raise
+                except EngineDiedError as error:
+                    if self._residents.closing or not migration.goes_on():
+                        raise migration.ended(error) from error
+                    await descent.died(error)
                 finally:
+                    self._residents.leave(resident)
                     close = getattr(deltas, "aclose", None)
                     if close is not None:
                         await close()
 
     async def _stats(self) -> dict[str, EngineStats]:
-        ready = {key: task for key, task in self._engines.items() if task.done() and _usable(task)}
-        return {self._names[key]: task.result().stats() for key, task in ready.items()}
-
-    async def _close(self) -> None:
-        self._closing = True
-        try:
-            for task in tuple(self._waiting):
-                task.cancel()
-            while self._engines:
-                # One by one: a close that is interrupted (Ctrl-C) can be taken up again.
-                key, task = next(iter(self._engines.items()))
-                await self._end(task)
-                self._engines.pop(key, None)
-        finally:
-            self._closing, self._starting, self._waiting = False, None, set()
+        return {one.spec.name: one.task.result().stats() for one in self._residents.ready()}
 
 
 @asynccontextmanager
-async def _within(seconds: float | None) -> AsyncIterator[None]:
-    if seconds is None:
+async def _until(deadline: float | None, seconds: float | None) -> AsyncIterator[None]:
+    if deadline is None:
         yield
         return
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
             yield
     except TimeoutError as error:
         raise GenerationTimeoutError(f"The answer was not there after {seconds:g} s.") from error
@@ -221,14 +183,6 @@ async def _within(seconds: float | None) -> AsyncIterator[None]:
 def _call(pool: "weakref.ref[EnginePool]", method: Callable[[EnginePool], None]) -> None:
     if (alive := pool()) is not None:
         method(alive)
-
-
-def _usable(task: "asyncio.Task[Engine]") -> bool:
-    return not task.cancelled() and task.exception() is None and task.result().healthy()
-
-
-def _key(spec: ModelSpec) -> str:
-    return spec.model_dump_json(exclude={"name", "trinity", "tier", "parameters"})
 
 
 def engine_of(spec: ModelSpec) -> Engine:

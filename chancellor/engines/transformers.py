@@ -22,6 +22,7 @@ from chancellor.engines.hardware import default_dtype, gpu_count
 from chancellor.engines.host import in_thread
 from chancellor.engines.logs import LOG_VARIABLE, log_file
 from chancellor.engines.prompt import RAW_STOP, render
+from chancellor.engines.pulse import Pulse
 from chancellor.engines.spawn import OWN_PROCESS, engine_spawning, environment, starting
 from chancellor.errors import (
     ChancellorError,
@@ -57,6 +58,7 @@ class TransformersEngine(Engine):
         self._running = self._peak = self._recent_peak = 0
         self._produced = 0
         self._interrupted = False
+        self._pulse = Pulse()
 
     @property
     def quantization(self) -> str | None:
@@ -128,6 +130,7 @@ class TransformersEngine(Engine):
                 hint=f"The cause is in its log: {log_file()}",
             ) from None
         self._connection = ours
+        self._pulse = Pulse([psutil.Process(process.pid)])
 
     def _receive(self) -> None:
         """Hand what the process sends to whoever waits for it."""
@@ -135,6 +138,7 @@ class TransformersEngine(Engine):
         try:
             while connection is not None and connection.poll():
                 kind, *rest = connection.recv()
+                self._pulse.beat()
                 if kind == "batch":
                     self._running = rest[0]
                     self._peak = max(self._peak, self._running)
@@ -179,7 +183,7 @@ class TransformersEngine(Engine):
         identity = str(next(self._numbers))
         question = Question(
             identity,
-            prompt.token_ids,
+            [*prompt.token_ids, *request.answered],
             min(request.max_tokens, room),
             request.temperature,
             request.top_p,
@@ -191,7 +195,20 @@ class TransformersEngine(Engine):
             plan.guide,
             request.logprobs,
             plan.skip_special_tokens,
+            request.answered,
+            request.answered_text,
         )
+        if len(request.answered) >= question.max_tokens:  # the end itself is what got lost
+            yield Delta(
+                "",
+                finish_reason="length",
+                input_tokens=len(prompt.token_ids),
+                output_tokens=len(request.answered),
+                model=self.spec.name,
+                engine=self.kind,
+                quantization=self.quantization,
+            )
+            return
         inbox: asyncio.Queue[Any] = asyncio.Queue()
         self._inboxes[identity] = inbox
         finished = False
@@ -226,7 +243,7 @@ class TransformersEngine(Engine):
         self._produced += len(token_ids)
         return Delta(
             token_ids=token_ids,
-            input_tokens=len(question.token_ids),
+            input_tokens=len(question.token_ids) - len(question.answered),
             model=self.spec.name,
             engine=self.kind,
             quantization=self.quantization,
@@ -243,6 +260,14 @@ class TransformersEngine(Engine):
 
     def healthy(self) -> bool:
         return self._connection is not None and self._process is not None and self._process.is_alive()
+
+    def stalled(self) -> str | None:
+        return self._pulse.stalled(busy=bool(self._inboxes))
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+        self._lost()
 
     def stats(self) -> EngineStats:
         return EngineStats(

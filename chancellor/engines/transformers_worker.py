@@ -59,6 +59,10 @@ class Question(NamedTuple):
     guide: Guide | None = None
     logprobs: int | None = None
     skip_special_tokens: bool = True
+    answered: tuple[int, ...] = ()
+    """The end of `token_ids`, which is the beginning of the answer."""
+    answered_text: str = ""
+    """What of its text has been sent."""
 
 
 def work(connection: Connection, options: WorkerOptions) -> None:
@@ -161,7 +165,7 @@ class _Worker:
         ids = [[self.pad] * (longest - len(question.token_ids)) + question.token_ids for question in batch]
         mask = [[0] * (longest - len(question.token_ids)) + [1] * len(question.token_ids) for question in batch]
         config = GenerationConfig(
-            max_new_tokens=max(question.max_tokens for question in batch),
+            max_new_tokens=max(question.max_tokens - len(question.answered) for question in batch),
             do_sample=first.temperature > 0,
             temperature=first.temperature if first.temperature > 0 else None,
             top_p=first.top_p if first.temperature > 0 else None,
@@ -194,15 +198,17 @@ class _Steps(StoppingCriteria):  # type: ignore[misc]
 
     def __init__(self, worker: _Worker, batch: list[Question], prompt: int, began: float) -> None:
         self.worker, self.batch, self.prompt, self.began = worker, batch, prompt, began
-        self.tokens: list[list[int]] = [[] for _ in batch]
+        self.tokens = [list(question.answered) for question in batch]
         self.streams = [DecodeStream(skip_special_tokens=one.skip_special_tokens) for one in batch]
         wanted = [question.logprobs for question in batch]
         reported = any(one is not None for one in wanted)
         self.logprobs = Logprobs(wanted, worker.tokenizer) if reported else None
         self.noted: list[list[TokenLogprob]] = [[] for _ in batch]
-        self.texts = [""] * len(batch)
+        decoder = worker.tokenizer.backend_tokenizer
+        pairs = zip(self.streams, batch, strict=True)
+        self.texts = ["".join(stream.step(decoder, one) or "" for one in asked.answered) for stream, asked in pairs]
         self.pieces: list[tuple[str, int, str, tuple[TokenLogprob, ...]]] = []
-        self.sent = [""] * len(batch)
+        self.sent = [question.answered_text for question in batch]
         self.reason: list[str | None] = [None] * len(batch)
         self.first = 0.0
         self.eos = set(worker.eos.tolist())

@@ -4,7 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import psutil
@@ -19,8 +19,10 @@ from chancellor.engines.host import in_thread
 from chancellor.engines.logs import log_file, refusal_in
 from chancellor.engines.phases import following
 from chancellor.engines.prompt import render
+from chancellor.engines.pulse import Pulse
 from chancellor.engines.spawn import engine_spawning, environment, starting
 from chancellor.engines.vllm_args import engine_args, process_environment
+from chancellor.engines.vllm_continuing import Continuation
 from chancellor.engines.vllm_parts import (
     SHUTDOWN_S,
     end,
@@ -29,7 +31,7 @@ from chancellor.engines.vllm_parts import (
     stat_logger,
     with_children,
 )
-from chancellor.engines.vllm_requests import delta_of, sampling_params
+from chancellor.engines.vllm_requests import delta_of, sampling_params, stops_of
 from chancellor.errors import (
     ChancellorError,
     EngineDiedError,
@@ -61,6 +63,8 @@ class VLLMEngine(Engine):
         self._exited = self._interrupted = False
         self._facts: dict[str, float] = {}
         self._peaks = 0, 0.0
+        self._pulse = Pulse()
+        self._answering = 0
 
     @property
     def quantization(self) -> str | None:
@@ -154,6 +158,7 @@ class VLLMEngine(Engine):
                 f"vLLM did not start {self.spec.name!r}: {reason}", hint=f"The cause is in its log: {log_file()}"
             ) from error
         self._processes = with_children(engine_processes() - self._before)
+        self._pulse = Pulse(self._processes)
         return llm
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
@@ -165,15 +170,34 @@ class VLLMEngine(Engine):
         plan = plan_of(request, tokenizer, tool_parser=options.tool_parser, reasoning_parser=options.reasoning_parser)
         prompt = render(tokenizer, plan.messages, plan.tools)
         limit = llm.model_config.max_model_len
-        if len(prompt.token_ids) >= limit:
+        size = len(prompt.token_ids)
+        if size >= limit:
             raise PromptTooLongError(
-                f"The prompt has {len(prompt.token_ids):,} tokens; {self.spec.name!r} takes {limit:,} with the answer."
+                f"The prompt has {size:,} tokens; {self.spec.name!r} takes {limit:,} with the answer."
             )
         first: float | None = None
-        produced = 0
+        produced = len(request.answered)
+        continuation = None
+        if request.answered:
+            stops = stops_of(request, templated=prompt.templated)
+            continuation = Continuation(request, stops, tokenizer, size)
+            if size + produced >= limit or produced >= request.max_tokens:  # the end itself is what got lost
+                yield Delta(
+                    "",
+                    finish_reason="length",
+                    input_tokens=size,
+                    output_tokens=produced,
+                    model=self.spec.name,
+                    engine=self.kind,
+                    quantization=self.quantization,
+                )
+                return
+        self._answering += 1
         try:
             sampling = sampling_params(request, prompt, plan)
-            outputs = llm.generate(tokens_input(prompt.token_ids), sampling, f"chancellor-{uuid.uuid4().hex}")
+            outputs = llm.generate(
+                tokens_input([*prompt.token_ids, *request.answered]), sampling, f"chancellor-{uuid.uuid4().hex}"
+            )
             async with aclosing(outputs):
                 async for output in outputs:
                     now = time.perf_counter() - started
@@ -181,7 +205,11 @@ class VLLMEngine(Engine):
                     if first is None and request.stream and produced:
                         first = now
                     delta = delta_of(output, self.spec.name, self.quantization, produced, now, first)
+                    if continuation is not None:
+                        delta = continuation.take(delta, produced, inference_time_s=now)
                     yield plan.read(delta) if plan.readers else delta
+                    if continuation is not None and continuation.ended:
+                        return
         except EngineDeadError as error:
             raise EngineDiedError(
                 f"The engine of {self.spec.name!r} ended while it answered.",
@@ -196,11 +224,24 @@ class VLLMEngine(Engine):
             raise GenerationError(
                 f"vLLM could not answer with {self.spec.name!r}: {cause}", hint=f"Its log says more: {log_file()}"
             ) from error
+        finally:
+            self._answering -= 1
 
     def healthy(self) -> bool:
         return self._llm is not None and not self._llm.errored and not self._exited
 
+    def stalled(self) -> str | None:
+        return self._pulse.stalled(busy=self._answering > 0)
+
+    def kill(self) -> None:
+        if self._llm is not None:
+            self._fail(self._llm)
+        for process in self._processes:
+            with suppress(psutil.Error):
+                process.kill()
+
     def _record(self, stats: EngineStats) -> None:
+        self._pulse.beat()
         self._stats = stats
         self._peaks = max(self._peaks[0], stats.running), max(self._peaks[1], stats.kv_cache_usage or 0.0)
 

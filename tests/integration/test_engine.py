@@ -44,8 +44,8 @@ def test_a_hard_question_goes_to_the_strong_model(graph: Graph) -> None:
 
 def test_vllms_own_kernels_run_the_int8_layers(catalog: Catalog, pool: EnginePool, graph: Graph) -> None:
     graph.invoke(ask("hi"), context={"max_tokens": 1, "model": INT8})
-    engine = pool._engines[next(key for key, name in pool._names.items() if name == INT8)].result()
-    kernels = pool._host.call(engine._llm.collective_rpc("linear_kernels"))  # type: ignore[attr-defined]
+    engine = asyncio.run(pool.aengine(catalog[INT8]))
+    kernels = pool._host.call(engine.inner().collective_rpc("linear_kernels"))
     # four fused linear layers in each of 30 blocks; the embedding doubles as output layer and is none of them
     assert kernels == [{"CPUInt8ScaledMMLinearKernel": 120, "head: none, Parameter": 1}]
 

@@ -1,5 +1,6 @@
 """TorchAO's weights on vLLM's kernels: single layers, parallel layers, whole models, and a server without our code."""
 
+import asyncio
 import json
 import os
 import signal
@@ -86,7 +87,7 @@ def spec(name: str, source: object, *, scheme: str | None = None, **engine: Any)
 
 
 def kernels(pool: EnginePool, model: ModelSpec) -> dict[str, int]:
-    engine = pool._engines[next(key for key, name in pool._names.items() if name == model.name)].result()
+    engine = asyncio.run(pool.aengine(model))
     found: list[dict[str, int]] = pool._host.call(engine.inner().collective_rpc("linear_kernels"))
     return found[0]
 

@@ -173,7 +173,7 @@ def test_who_cancels_stops_listening_or_gives_up_during_a_start(
             await task
 
     Talkative.may_start = threading.Event()
-    asyncio.run(cancel(lambda: pool._engines))
+    asyncio.run(cancel(lambda: pool._residents._all))
     until(lambda: len(records) == 1)
     Talkative.may_start.set()
     pool.start(LIGHT)
@@ -479,7 +479,7 @@ def test_a_scrape_waits_for_no_engine_and_starts_no_thread(pool: EnginePool) -> 
         assert not any(thread.name == "chancellor-engines" for thread in set(threading.enumerate()) - before)
         starter = threading.Thread(target=pool.start, args=(LIGHT,))
         starter.start()
-        until(lambda: pool._engines)
+        until(lambda: pool._residents._all)
         assert samples(registry) == {}
         assert not FakeEngine.started
         Talkative.may_start.set()

@@ -1,0 +1,61 @@
+"""One engine that runs or starts, and who uses it."""
+
+import asyncio
+import time
+
+from chancellor.catalog import ModelSpec
+from chancellor.engines.base import Engine
+
+__all__ = ["Resident", "key_of"]
+
+
+def key_of(spec: ModelSpec) -> str:
+    """Return what two entries have in common that share an engine: all but their name, tier and Trinity."""
+    return spec.model_dump_json(exclude={"name", "trinity", "tier", "parameters"})
+
+
+class Resident:
+    """An engine, its task, and its users. Touched on the host's loop only."""
+
+    def __init__(self, spec: ModelSpec, key: str) -> None:
+        self.spec, self.key = spec, key
+        self.task: asyncio.Task[Engine]
+        self.engine: Engine | None = None
+        self.users = 0
+        self.used = time.monotonic()
+        self.start_s = 0.0
+        self.granted = 0
+        """Bytes that it may take on each device."""
+        self.takes: dict[str, int] = {}
+        """Bytes that it takes, by device."""
+        self.pinned = False
+        """Whether somebody holds the engine itself, so that it cannot make room for others."""
+        self.leaving = False
+        """Whether it makes room: it answers what it has, and gets no more."""
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.gone = asyncio.Event()
+        self.ending: asyncio.Task[None] | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can answer."""
+        return self.engine is not None and not self.leaving and self.task.done() and self.engine.healthy()
+
+    @property
+    def dead(self) -> bool:
+        """Whether it has run, and will not any more."""
+        return self.engine is not None and self.task.done() and not self.engine.healthy()
+
+    def enter(self) -> None:
+        """Count one user more."""
+        self.users += 1
+        self.used = time.monotonic()
+        self.idle.clear()
+
+    def leave(self) -> None:
+        """Count one user less."""
+        self.users -= 1
+        self.used = time.monotonic()
+        if not self.users:
+            self.idle.set()

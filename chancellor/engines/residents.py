@@ -1,0 +1,274 @@
+"""The engines that run: started one after another within the memory budget, and stopped to make room."""
+
+import asyncio
+import contextvars
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from chancellor import progress
+from chancellor.catalog import ModelSpec
+from chancellor.engines.base import Engine
+from chancellor.engines.breaker import Breaker
+from chancellor.engines.host import in_thread
+from chancellor.engines.resident import Resident, key_of
+from chancellor.engines.room import Room, fitted, too_little
+from chancellor.errors import ChancellorError, EngineBusyError, EngineDiedError
+from chancellor.memory import Estimate
+
+__all__ = ["Residents"]
+
+logger = logging.getLogger(__name__)
+_INTERRUPT_EVERY_S: Final = 0.5
+_LOOK_EVERY_S: Final = 1.0
+_DRAIN_S: Final = 600.0
+"""How long requests may take to end on an engine that has to go; then it is killed, and they go on elsewhere."""
+_PATIENCE_S: Final = 1.0, 30.0
+_BATCHES: Final = 16
+_BATCH: Final = 64
+
+
+class Residents:
+    """Engines by entry. Used on the host's loop only.
+
+    A model that does not fit beside the others waits until the least recently used of them has no request, but not
+    longer than that one took to start; then it gets no new ones, answers what it has, and makes room. So two models
+    that fit only one at a time take turns, each of which serves all who wait for it.
+    """
+
+    def __init__(self, factory: Callable[[ModelSpec], Engine], room: Room | None = None) -> None:
+        self._factory = factory
+        self._room = room
+        self._all: dict[str, Resident] = {}
+        self._breakers: dict[str, Breaker] = {}
+        self._queued: Counter[str] = Counter()
+        self._turn: asyncio.Lock | None = None
+        self._waiting: set[asyncio.Task[Engine]] = set()  # for their turn to start
+        self._under_way: Engine | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._ended: deque[float] = deque(maxlen=_BATCH)
+        self.closing = False
+
+    def ready(self) -> list[Resident]:
+        """Return those that can answer."""
+        return [resident for resident in self._all.values() if resident.usable]
+
+    def known(self, spec: ModelSpec) -> bool:
+        """Return whether the model's engine runs, or starts."""
+        return key_of(spec) in self._all
+
+    async def enter(self, spec: ModelSpec, *, elsewhere: bool = False) -> Resident:
+        """Return the model's engine, started where needed, with one user more: see `leave`.
+
+        Args:
+            spec: the entry.
+            elsewhere: whether the caller can do something else if a start has failed only lately.
+
+        Raises:
+            EngineBusyError: too many wait for it already.
+            ChancellorError: whatever keeps it from starting.
+        """
+        key = key_of(spec)
+        self._admit(key, spec)
+        self._queued[key] += 1
+        try:
+            resident = await self._get(spec, key, elsewhere=elsewhere)
+        finally:
+            self._queued[key] -= 1
+        resident.enter()
+        return resident
+
+    def leave(self, resident: Resident) -> None:
+        """Give up an engine that `enter` has returned."""
+        resident.leave()
+        self._ended.append(time.monotonic())
+
+    async def get(self, spec: ModelSpec) -> Resident:
+        """Return the model's engine, started where needed."""
+        return await self._get(spec, key_of(spec), elsewhere=False)
+
+    async def stop(self, spec: ModelSpec) -> None:
+        """Close the model's engine, if it runs."""
+        if (resident := self._all.get(key_of(spec))) is not None:
+            await self._end(resident)
+
+    async def close(self) -> None:
+        """Close all engines, for good. Requests that are still running end with an EngineDiedError."""
+        self.closing = True
+        for task in tuple(self._waiting):
+            task.cancel()
+        while self._all:
+            # One by one: a close that is interrupted (Ctrl-C) can be taken up again.
+            await self._end(next(iter(self._all.values())))
+        if self._watching is not None:
+            self._watching.cancel()
+
+    def free_mib(self) -> float | None:
+        """Return what the fullest device has free, in MiB. Reads files: not for a loop."""
+        return self._room.free_mib() if self._room is not None else None
+
+    def _admit(self, key: str, spec: ModelSpec) -> None:
+        resident = self._all.get(key)
+        under_way = self._queued[key] + (resident.users if resident is not None else 0)
+        most = spec.engine.max_queue or _BATCHES * (spec.engine.max_num_seqs or _BATCH)
+        if under_way < most:
+            return
+        took = self._ended[-1] - self._ended[0] if len(self._ended) > 1 else 0.0
+        error = EngineBusyError(f"{under_way} requests are under way with {spec.name!r}, and no more may wait.")
+        error.retry_after_s = round(min(max(took, 1.0), 60.0), 1)  # what the last batch of answers took
+        raise error
+
+    async def _get(self, spec: ModelSpec, key: str, *, elsewhere: bool) -> Resident:
+        while True:
+            if self.closing:
+                raise EngineDiedError("The engines are being closed.")
+            resident = self._all.get(key)
+            if resident is None:
+                self._check(key, elsewhere=elsewhere)
+                resident = self._begin(spec, key)
+            elif resident.leaving:
+                await resident.gone.wait()
+                continue
+            elif resident.dead:
+                resident.leaving = True
+                self._breaker(key).died(EngineDiedError(f"The engine of {spec.name!r} keeps dying."))
+                # In a task of its own: it has to end, whoever of its callers is cancelled.
+                resident.ending = asyncio.create_task(self._end(resident), context=contextvars.Context())
+                continue
+            # Shielded: the others who wait for this engine must not suffer when one of them is cancelled.
+            await asyncio.shield(resident.task)
+            if self._all.get(key) is resident and resident.usable:
+                return resident
+
+    def _check(self, key: str, *, elsewhere: bool) -> None:
+        """Refuse what has failed lately. One failure alone is no reason, where there is nothing else to do."""
+        breaker = self._breakers.get(key)
+        if breaker is None or breaker.error is None or not (wait := breaker.paused_s()):
+            return
+        if breaker.failures == 1 and not elsewhere:
+            return
+        raise type(breaker.error)(
+            f"{breaker.error.message} It will be tried again in {wait:.0f} s.", hint=breaker.error.hint
+        )
+
+    def _breaker(self, key: str) -> Breaker:
+        return self._breakers.setdefault(key, Breaker())
+
+    def _begin(self, spec: ModelSpec, key: str) -> Resident:
+        resident = Resident(spec, key)
+        self._all[key] = resident
+        # In a context of its own: the engine outlives the run, and the trace, that asked for it first.
+        resident.task = asyncio.create_task(self._start(resident), context=contextvars.Context())
+        resident.task.add_done_callback(lambda task: self._forget_failure(resident, task))
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(self._watch(), context=contextvars.Context())
+        return resident
+
+    def _forget_failure(self, resident: Resident, task: "asyncio.Task[Engine]") -> None:
+        if task.cancelled() or task.exception() is not None:
+            self._drop(resident)
+
+    def _drop(self, resident: Resident) -> None:
+        if self._all.get(resident.key) is resident:
+            del self._all[resident.key]
+        resident.gone.set()
+
+    async def _start(self, resident: Resident) -> Engine:
+        if self._turn is None:
+            self._turn = asyncio.Lock()
+        task, spec = asyncio.current_task(), resident.spec
+        if task is not None:
+            self._waiting.add(task)
+        async with self._turn:  # two engines that start at once measure each other's memory
+            self._waiting = {other for other in self._waiting if other is not task}
+            began: float | None = None
+            try:
+                need, adapted = await self._make_room(resident)
+                began = time.perf_counter()
+                engine = self._under_way = self._factory(adapted)
+                await engine.start()
+            except ChancellorError as error:
+                if began is not None:  # memory that is not there now may be there the next moment
+                    self._breaker(resident.key).failed(error, time.perf_counter() - began)
+                raise
+            finally:
+                self._under_way = None
+            resident.engine, resident.start_s = engine, time.perf_counter() - began
+            self._breaker(resident.key).started()
+            if need is not None and self._room is not None:
+                room, ids = self._room, engine.process_ids()
+                held = await in_thread(lambda: room.took(spec, ids, need))
+                # A KV cache is touched as it fills: what is not there yet is to come.
+                resident.takes = dict.fromkeys(need.devices, max(held or 0, resident.granted))
+            progress.report("ready", spec.name, f"ready after {resident.start_s:.1f} s")
+            return engine
+
+    async def _make_room(self, resident: Resident) -> tuple[Estimate | None, ModelSpec]:
+        """Stop others until the engine fits. Return its needs, and its entry with the KV cache that it gets."""
+        spec, room = resident.spec, self._room
+        need = None if room is None else await in_thread(lambda: room.expected(spec))
+        if room is None or need is None or not need.devices:
+            return None, spec
+        while True:
+            taken = Counter[str]()
+            for other in self._all.values():
+                taken.update(other.takes)
+            fit = await in_thread(lambda taken=taken: room.fit(need, taken))  # type: ignore[misc]
+            victim = None if fit.comfortable or not fit.possible else self._least_recent(need.devices)
+            if victim is not None:
+                progress.report("start", spec.name, f"waits for {victim.spec.name} to make room")
+                await self._retire(victim)
+            elif fit.kv_cache is None:
+                raise too_little(spec, need, fit)
+            else:
+                resident.granted = need.least - need.kv_cache_least + fit.kv_cache
+                return need, fitted(spec, fit)
+
+    def _least_recent(self, devices: tuple[str, ...]) -> Resident | None:
+        """Return which engine goes first: an idle one if there is one."""
+        others = [one for one in self._all.values() if one.engine and not one.pinned and set(devices) & set(one.takes)]
+        return min(others, key=lambda one: (one.users > 0, one.used), default=None)
+
+    async def _retire(self, resident: Resident) -> None:
+        least, most = _PATIENCE_S
+        with suppress(TimeoutError):
+            await asyncio.wait_for(resident.idle.wait(), min(max(resident.start_s, least), most))
+        resident.leaving = True  # from now on, who wants it waits for its next start
+        try:
+            await asyncio.wait_for(resident.idle.wait(), _DRAIN_S)
+        except TimeoutError:
+            if resident.engine is not None:
+                resident.engine.kill()
+        await self._end(resident)
+
+    async def _end(self, resident: Resident) -> None:
+        """Close an engine, whether it runs, starts, or waits for its turn to start."""
+        task = resident.task
+        waits = task in self._waiting
+        if waits:
+            task.cancel()
+        try:
+            while not task.done():
+                if self._under_way is not None and not waits:
+                    self._under_way.interrupt()
+                await asyncio.wait({task}, timeout=_INTERRUPT_EVERY_S)
+            await task.result().close()
+        except asyncio.CancelledError:
+            if not task.cancelled():  # then it is this close that is being cancelled
+                raise
+        except Exception:
+            logger.debug("An engine did not start or close cleanly", exc_info=True)
+        self._drop(resident)
+
+    async def _watch(self) -> None:
+        """End engines that will not go on: their requests then do so elsewhere."""
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            for resident in tuple(self._all.values()):
+                engine = resident.engine
+                if engine is not None and engine.healthy() and (reason := engine.stalled()) is not None:
+                    logger.warning("The engine of %r is ended: %s", resident.spec.name, reason)
+                    engine.kill()

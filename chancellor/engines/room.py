@@ -1,0 +1,101 @@
+"""Whether another engine fits beside those that run."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from chancellor.catalog import ModelSpec
+from chancellor.errors import CheckpointError, MissingDependencyError, OutOfMemoryError
+from chancellor.memory import Device, Estimate, Ledger, devices, measure
+
+__all__ = ["Fit", "Room", "fitted", "too_little"]
+
+_GIB: Final = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How an engine fits."""
+
+    kv_cache: int | None
+    """Bytes for the KV cache on each device; None where not even the least of it fits."""
+    comfortable: bool
+    """Whether at least half of the KV cache that it wants is there."""
+    possible: bool
+    """Whether it would fit if no other engine of ours ran."""
+    available: int
+    """Bytes for the whole engine, on the fullest of its devices."""
+    share: float | None = None
+    """What it then takes of its smallest GPU; None on a CPU."""
+
+
+class Room:
+    """Memory of the devices, and what engines need of it. The methods read files and ask drivers: not for a loop."""
+
+    def __init__(self, ledger: Ledger | None = None, read: Callable[[], list[Device]] = devices) -> None:
+        self._ledger = ledger or Ledger()
+        self._read = read
+
+    def expected(self, spec: ModelSpec) -> Estimate | None:
+        """Return what the engine will need; None where that cannot be known, which its start will explain."""
+        try:
+            return self._ledger.expected(spec)
+        except (CheckpointError, MissingDependencyError):
+            return None
+
+    def fit(self, need: Estimate, taken: Mapping[str, int]) -> Fit:
+        """Return how the engine fits beside engines of ours that take `taken` bytes on each device."""
+        present = {device.name: device for device in self._read()}
+        own = [present[name] for name in need.devices if name in present]
+        if not own:
+            return Fit(need.kv_cache, comfortable=True, possible=True, available=need.total)
+        ours = {device.name: taken.get(device.name, 0) for device in own}
+        available = min(min(device.budget - ours[device.name], device.free) for device in own)
+        alone = min(min(device.budget, device.free + ours[device.name]) for device in own)
+        fixed = need.least - need.kv_cache_least
+        granted = min(need.kv_cache, available - fixed)
+        return Fit(
+            kv_cache=granted if granted >= need.kv_cache_least else None,
+            comfortable=granted >= max(need.kv_cache_least, need.kv_cache // 2),
+            possible=alone >= need.least,
+            available=max(0, available),
+            share=_share(own, fixed + max(granted, need.kv_cache_least)),
+        )
+
+    def took(self, spec: ModelSpec, process_ids: Iterable[int], need: Estimate) -> int | None:
+        """Note what the engine really takes on its first device; return it, in bytes."""
+        held = measure(process_ids, need.devices[0]) if need.devices else None
+        if held:
+            self._ledger.record(spec, held)
+        return held
+
+    def free_mib(self, names: Iterable[str] = ()) -> float | None:
+        """Return what the fullest of the devices has free, in MiB; of all devices without names."""
+        names = set(names)
+        free = [device.free for device in self._read() if not names or device.name in names]
+        return round(min(free) / 2**20, 1) if free else None
+
+
+def fitted(spec: ModelSpec, fit: Fit) -> ModelSpec:
+    """Return the entry with the KV cache that it gets, and the share of a GPU that vLLM checks at its start."""
+    changed: dict[str, float] = {}
+    if fit.kv_cache is not None:
+        changed["kv_cache_gib"] = fit.kv_cache / _GIB
+    if fit.share is not None and "gpu_memory_utilization" not in spec.engine.model_fields_set:
+        changed["gpu_memory_utilization"] = fit.share
+    return spec.model_copy(update={"engine": spec.engine.model_copy(update=changed)}) if changed else spec
+
+
+def too_little(spec: ModelSpec, need: Estimate, fit: Fit) -> OutOfMemoryError:
+    """Return the error for an engine that does not fit."""
+    where = ", ".join(need.devices)
+    return OutOfMemoryError(
+        f"{spec.name!r} needs {need.least / _GIB:.1f} GiB on {where} for one context of "
+        f"{spec.engine.max_model_len:,} tokens, and {fit.available / _GIB:.1f} GiB of the budget are left."
+    )
+
+
+def _share(own: list[Device], bytes_: int) -> float | None:
+    if not own or own[0].name == "cpu":
+        return None
+    return min(1.0, round(bytes_ / min(device.total for device in own) + 0.005, 3))
