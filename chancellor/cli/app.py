@@ -122,6 +122,14 @@ def quantize(
     )
 
 
+@app.command()
+def doctor(config: Config = None, as_json: Json = False) -> None:
+    """Say what keeps Chancellor from working here, and the line that mends it; exit code 1 for errors."""
+    from chancellor.cli.doctor import run
+
+    run(config, as_json=as_json)
+
+
 bench_app = typer.Typer(invoke_without_command=True, help="Measure speed, or compare two measurements.")
 app.add_typer(bench_app, name="bench")
 
