@@ -28,22 +28,28 @@ _BATCH_SHARE: Final = 8  # a full batch at an eighth of the context
 
 
 class _Costs(NamedTuple):
-    """Bytes that do not depend on the model's weights, as they were measured."""
+    """Bytes that hardly depend on the model, as they were measured."""
 
-    process: int
-    """What the engine's processes take with a model of no size: libraries, and a GPU's context."""
+    core: int
+    """The process that schedules; on a GPU's own memory it is nothing."""
     rank: int
-    """More for each rank of a model that is split."""
+    """Each process that computes: libraries, a GPU's context, and what loading leaves behind in the heap."""
+    split: int
+    """More for each rank where there are several, for what they talk through."""
+    step: int
+    """What stays of the first steps, beyond a step's tensors: kernels made to measure, and their buffers."""
     graphs: int
-    per_graph_layer: int
+    graphs_per_layer: int
 
 
 _COSTS: Final = {
-    ("vllm", "cpu"): _Costs(1300 * _MIB, 900 * _MIB, 0, 0),
-    ("vllm", "cuda"): _Costs(700 * _MIB, 500 * _MIB, 200 * _MIB, 16 * _MIB),
-    ("transformers", "cpu"): _Costs(700 * _MIB, 0, 0, 0),
-    ("transformers", "cuda"): _Costs(700 * _MIB, 0, 0, 0),
+    ("vllm", "cpu"): _Costs(470 * _MIB, 640 * _MIB, 100 * _MIB, 150 * _MIB, 0, 0),
+    ("vllm", "cuda"): _Costs(0, 700 * _MIB, 500 * _MIB, 500 * _MIB, 200 * _MIB, 16 * _MIB),
+    ("transformers", "cpu"): _Costs(0, 400 * _MIB, 0, 200 * _MIB, 0, 0),
+    ("transformers", "cuda"): _Costs(0, 700 * _MIB, 0, 200 * _MIB, 0, 0),
 }
+_TOKEN_TEXT: Final = 512  # bytes that the scheduling process keeps for each token of the vocabulary
+_CPU_HEADS: Final = 2  # on a CPU vLLM has two more copies of the output layer, one of them in its kernel's own order
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +130,14 @@ def _model(spec: "ModelSpec", gpus: int) -> _Model:
     prepared = prepared_folder(checkpoint, spec.scheme, dtype)
     if prepared.is_dir():
         folder = prepared
+    if folder.suffix == ".gguf":
+        found, config = tensors.of_gguf(folder)
+        return _Model(found, Layout.of(config), config, scheme, dtype)
     info = inspect_checkpoint(folder, allow_pickle=spec.allow_pickle, trust_remote_code=spec.trust_remote_code)
-    if info.format == "gguf":
-        config, found = tensors.gguf_config(folder), tensors.of_gguf(folder)
-    else:
-        config = read_json(folder / "config.json")
-        found = tensors.of_folder(folder)
+    config = read_json(folder / "config.json")
     layout = Layout.of(config)
-    if info.format == "pickle":
-        found = tensors.of_layout(layout, info.parameters)
+    pickled = info.format == "pickle"
+    found = tensors.of_layout(layout, info.parameters) if pickled else tensors.of_folder(folder)
     if info.quant_method == "torchao":
         scheme = next((one for one in SCHEMES.values() if one.torchao_type == info.torchao_type), None)
         own = config.get("dtype") or config.get("torch_dtype")
@@ -172,30 +177,20 @@ def _of_vllm(spec: "ModelSpec", model: _Model, gpus: int) -> Estimate:
         width,
         tied=layout.tied,
         quantize_head=options.quantize_lm_head,
-        head_copies=1 if gpus else 2,  # its kernel on a CPU keeps a copy in an order of its own
+        head_copies=0 if gpus else _CPU_HEADS - (1 if options.quantize_lm_head else 0),
     )
-    here = Estimate(
-        devices=tuple(f"cuda:{index}" for index in range(ranks)) if gpus else ("cpu",),
-        weights=-(-weights // ranks),
-        kv_cache=cache,
-        kv_cache_least=least,
-        activations=_activations(layout, batched, sequences, width, ranks),
-        graphs=0 if eager or not gpus else costs.graphs + costs.per_graph_layer * layout.layers // ranks,
-        overhead=costs.process + (costs.rank if ranks > 1 else 0),
-    )
-    return here if gpus or ranks == 1 else _on_one_device(here, ranks)
-
-
-def _on_one_device(each: Estimate, ranks: int) -> Estimate:
-    """Return what all ranks take together where they share a device."""
+    here = 1 if gpus else ranks  # ranks on this device
+    rank = costs.rank + (costs.split if ranks > 1 else 0)
+    core = costs.core + (0 if gpus else layout.vocabulary * _TOKEN_TEXT)
+    step = costs.step + _activations(layout, batched, sequences, width, ranks)
     return Estimate(
-        each.devices,
-        each.weights * ranks,
-        each.kv_cache * ranks,
-        each.kv_cache_least * ranks,
-        each.activations * ranks,
-        0,
-        each.overhead * ranks,
+        devices=tuple(f"cuda:{index}" for index in range(ranks)) if gpus else ("cpu",),
+        weights=-(-weights // ranks) * here,
+        kv_cache=cache * here,
+        kv_cache_least=least * here,
+        activations=step * here,
+        graphs=0 if eager or not gpus else costs.graphs + costs.graphs_per_layer * layout.layers // ranks,
+        overhead=core + rank * here,
     )
 
 
@@ -209,14 +204,15 @@ def _of_transformers(spec: "ModelSpec", model: _Model, gpus: int) -> Estimate:
     sequences = spec.engine.max_num_seqs or (vllm_args.GPU_SEQUENCES if gpus else vllm_args.CPU_SEQUENCES)
     costs = _COSTS["transformers", "cuda" if gpus else "cpu"]
     least = layout.token_bytes(width) * (tokens + _SPARE_TOKENS)
+    batched = max(tokens, tokens * sequences // _BATCH_SHARE)  # a batch's prompts are one step
     return Estimate(
         devices=("cuda:0",) if gpus else ("cpu",),
         weights=weight_bytes(model.tensors, scheme, width, tied=layout.tied),
         kv_cache=max(least, layout.token_bytes(width) * tokens * sequences // _BATCH_SHARE),
         kv_cache_least=least,
-        activations=_activations(layout, tokens, sequences, width, 1),
+        activations=costs.step + _activations(layout, batched, sequences, width, 1),
         graphs=0,
-        overhead=costs.process,
+        overhead=costs.rank,
     )
 
 

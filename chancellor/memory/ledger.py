@@ -158,18 +158,31 @@ def _standing(spec: "ModelSpec", guess: Estimate) -> int:
 
 
 def _filled(spec: "ModelSpec", guess: Estimate, standing: int) -> Estimate:
-    """Return the estimate with its overhead, and where that is not enough its other parts, as they turned out."""
-    overhead = guess.overhead + standing - _standing(spec, guess)
-    return replace(guess, overhead=max(0, overhead), weights=max(0, guess.weights + min(0, overhead)))
+    """Return the estimate with its overhead as it turned out; weights were counted, and stay."""
+    difference = standing - _standing(spec, guess)
+    if spec.engine.kind == "transformers" and guess.devices == ("cpu",):
+        difference = max(0, difference)  # it maps its weights, and reads them with the first request
+    return replace(guess, overhead=max(0, guess.overhead + difference))
+
+
+_ENGINE: Final = (
+    "kind",
+    "max_model_len",
+    "tensor_parallel_size",
+    "dtype",
+    "max_num_seqs",
+    "enforce_eager",
+    "kernels",
+    "quantize_lm_head",
+)
 
 
 def _key(spec: "ModelSpec") -> str:
     """Return a digest of all that memory depends on, but for the size of the KV cache, which is known."""
-    entry = spec.model_dump(mode="json", exclude={"name", "trinity", "tier", "parameters"})
-    entry["engine"].pop("kv_cache_gib", None)
-    entry["engine"]["vllm"].pop("kv_cache_memory_bytes", None)
-    content = json.dumps([entry, _machine()], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    engine = spec.engine.model_dump(mode="json", include=set(_ENGINE))
+    more = {name: str(value) for name, value in spec.engine.vllm.items() if name != "kv_cache_memory_bytes"}
+    content = [spec.source, spec.revision, spec.scheme, engine, more, _machine()]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _machine() -> str:

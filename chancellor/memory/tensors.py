@@ -2,27 +2,19 @@
 
 import json
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from chancellor.checkpoints.inspect import safetensors_files
-from chancellor.errors import BrokenCheckpointError, MissingDependencyError
+from chancellor.errors import BrokenCheckpointError
+from chancellor.memory.gguf import read_header
 from chancellor.memory.layout import Layout
 
-__all__ = ["Tensor", "gguf_config", "of_folder", "of_gguf", "of_layout"]
+__all__ = ["Tensor", "of_folder", "of_gguf", "of_layout"]
 
 _FLOATS: Final = {"F64", "F32", "F16", "BF16"}
-_GGUF_KEYS: Final = {
-    "block_count": "num_hidden_layers",
-    "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "context_length": "max_position_embeddings",
-    "expert_count": "num_experts",
-}
 
 
 class Tensor(NamedTuple):
@@ -79,47 +71,27 @@ def _tensor(name: str, entry: dict[str, Any]) -> Tensor:
     return Tensor(_kind(name, shape), values, shape[-1] if len(shape) == 2 else 0)
 
 
-def _kind(name: str, shape: list[int]) -> Literal["linear", "embedding", "head", "other"]:
+def _kind(name: str, shape: Sequence[int]) -> Literal["linear", "embedding", "head", "other"]:
     if "lm_head" in name or name == "output.weight":
         return "head"
     if name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight", "token_embd.weight")):
         return "embedding"
     # TorchAO leaves alone what is no torch.nn.Linear: experts, most of all.
-    plain = len(shape) == 2 and name.endswith(".weight") and "embed" not in name and ".experts." not in name
+    plain = len(shape) == 2 and name.endswith(".weight") and "embed" not in name and "exp" not in name
     return "linear" if plain and "norm" not in name else "other"
 
 
-@lru_cache(maxsize=16)
-def _gguf(path: Path, _mtime: int) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise MissingDependencyError.of("gguf") from error
-    try:
-        reader = GGUFReader(path)
-        tensors = []
-        for tensor in reader.tensors:
-            shape = [int(size) for size in reversed(tensor.shape)]
-            tensors.append(Tensor(_kind(tensor.name, shape), math.prod(shape), shape[-1] if len(shape) == 2 else 0))
-        family = str(reader.fields["general.architecture"].contents())
-        config: dict[str, Any] = {}
-        for key, name in _GGUF_KEYS.items():
-            if (field := reader.fields.get(f"{family}.{key}")) is not None:
-                config[name] = field.contents()
-    except (ValueError, KeyError, IndexError, OSError, OverflowError) as error:
-        raise BrokenCheckpointError(f"{path} is not a readable GGUF file: {error}.") from error
-    config["vocab_size"] = next(
-        (tensor.values // tensor.columns for tensor in tensors if tensor.kind == "embedding" and tensor.columns), 0
-    )
-    config["tie_word_embeddings"] = all(tensor.kind != "head" for tensor in tensors)
-    return tuple(tensors), config
-
-
-def of_gguf(path: Path) -> list[Tensor]:
-    """Return the tensors of a GGUF file, as they will be once they are converted."""
-    return list(_gguf(path, path.stat().st_mtime_ns)[0])
-
-
-def gguf_config(path: Path) -> dict[str, Any]:
-    """Return the sizes in a GGUF file's header, by their names in a config.json."""
-    return dict(_gguf(path, path.stat().st_mtime_ns)[1])
+def of_gguf(path: Path) -> tuple[list[Tensor], dict[str, Any]]:
+    """Return the tensors of a GGUF file as they will be once they are converted, and its sizes as in a config.json."""
+    header = read_header(path)
+    found = [
+        Tensor(_kind(name, shape), math.prod(shape), shape[-1] if len(shape) == 2 else 0)
+        for name, shape in header.shapes.items()
+    ]
+    tables = [tensor for tensor in found if tensor.kind == "embedding" and tensor.columns]
+    config = {
+        **header.config,
+        "vocab_size": tables[0].values // tables[0].columns if tables else 0,
+        "tie_word_embeddings": all(tensor.kind != "head" for tensor in found),
+    }
+    return found, config

@@ -19,7 +19,7 @@ def weight_bytes(
     *,
     tied: bool,
     quantize_head: bool = False,
-    head_copies: int = 1,
+    head_copies: int = 0,
 ) -> int:
     """Return the bytes of all weights.
 
@@ -29,8 +29,7 @@ def weight_bytes(
         width: bytes of a value in the compute type.
         tied: whether the output layer is the embedding.
         quantize_head: whether the output layer is quantised as well.
-        head_copies: how often the output layer is held where it is not quantised; the embedding is one of them where it
-            is tied.
+        head_copies: how many more copies of the output layer an engine keeps, unquantised.
     """
     total, table, head = 0, None, None
     for tensor in tensors:
@@ -44,9 +43,10 @@ def weight_bytes(
     head = table if tied or head is None else head
     if head is None:
         return total
+    total += head_copies * _bytes(head, None, width)
     if quantize_head and scheme is not None:
         return total + _bytes(head, scheme, width)
-    return total + _bytes(head, None, width) * (head_copies - (1 if tied else 0))
+    return total if tied else total + _bytes(head, None, width)
 
 
 def _bytes(tensor: Tensor, scheme: Scheme | None, width: int) -> int:
