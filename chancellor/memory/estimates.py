@@ -43,12 +43,13 @@ class _Costs(NamedTuple):
 
 
 _COSTS: Final = {
-    ("vllm", "cpu"): _Costs(470 * _MIB, 640 * _MIB, 100 * _MIB, 150 * _MIB, 0, 0),
+    ("vllm", "cpu"): _Costs(470 * _MIB, 640 * _MIB, 0, 150 * _MIB, 0, 0),
     ("vllm", "cuda"): _Costs(0, 700 * _MIB, 500 * _MIB, 500 * _MIB, 200 * _MIB, 16 * _MIB),
     ("transformers", "cpu"): _Costs(0, 400 * _MIB, 0, 200 * _MIB, 0, 0),
     ("transformers", "cuda"): _Costs(0, 700 * _MIB, 0, 200 * _MIB, 0, 0),
 }
 _TOKEN_TEXT: Final = 512  # bytes that the scheduling process keeps for each token of the vocabulary
+_HEAP_PIECE: Final = 32 * _MIB  # larger ones are given back to the system at once
 _CPU_HEADS: Final = 2  # on a CPU vLLM has two more copies of the output layer, one of them in its kernel's own order
 
 
@@ -205,12 +206,15 @@ def _of_transformers(spec: "ModelSpec", model: _Model, gpus: int) -> Estimate:
     costs = _COSTS["transformers", "cuda" if gpus else "cpu"]
     least = layout.token_bytes(width) * (tokens + _SPARE_TOKENS)
     batched = max(tokens, tokens * sequences // _BATCH_SHARE)  # a batch's prompts are one step
+    cache = max(least, layout.token_bytes(width) * tokens * sequences // _BATCH_SHARE)
+    # Each step writes the whole cache anew, a piece for each layer; the pieces before stay behind in the heap.
+    left = min(2 * cache, 4 * layout.layers * _HEAP_PIECE)
     return Estimate(
         devices=("cuda:0",) if gpus else ("cpu",),
         weights=weight_bytes(model.tensors, scheme, width, tied=layout.tied),
-        kv_cache=max(least, layout.token_bytes(width) * tokens * sequences // _BATCH_SHARE),
+        kv_cache=cache,
         kv_cache_least=least,
-        activations=costs.step + _activations(layout, batched, sequences, width, 1),
+        activations=costs.step + left + _activations(layout, batched, sequences, width, 1),
         graphs=0,
         overhead=costs.rank,
     )
