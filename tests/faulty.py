@@ -120,6 +120,7 @@ class FaultyEngine(Engine):
         return "it hangs" if self.plan.hangs and self._answering else None
 
     def kill(self) -> None:
+        FaultyEngine.plan.hangs = False
         if self._alive:
             self._alive = False
             FaultyEngine.alive[self.spec.name] -= 1

@@ -14,16 +14,16 @@ _PAUSE: Final = 10.0
 """The first pause, in times of what the failed start took."""
 _GROWTH: Final = 3.0
 _LONGEST_S: Final = 600.0
-_DEATHS: Final = 3
-_WINDOW_S: Final = 600.0
+_DEATHS: Final = 5
+_WINDOW_S: Final = 300.0
 _AFTER_DEATHS_S: Final = 60.0
 
 
 class Breaker:
     """Remembers the failures of one engine. After one that pauses it, the next request may try again.
 
-    A failed start pauses it ten times as long as it took, and each one after that three times longer; so do three
-    deaths within ten minutes, for a minute at first. No pause is longer than ten minutes.
+    A failed start pauses it ten times as long as it took, and each one after that three times longer; so do five
+    deaths within five minutes, for a minute at first. No pause is longer than ten minutes.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -11,12 +11,17 @@ from typing import Final
 
 from chancellor.settings import settings
 
-__all__ = ["LOG_VARIABLE", "file_handler", "log_file", "refusal_in", "vllm_logging_config"]
+__all__ = ["LOG_VARIABLE", "file_handler", "log_file", "refusal_in", "shortage_in", "vllm_logging_config"]
 
 LOG_VARIABLE: Final = "CHANCELLOR_ENGINE_LOG"
 """Environment variable that tells an engine's processes where to write."""
 _KEPT = 20
 _REFUSAL = re.compile(r"\bUnusableWeightError: (.+)")
+_SHORTAGE = re.compile(
+    r"OutOfMemoryError: .+|CUDA out of memory.+|No available memory for the cache blocks"
+    r"|To serve at least one request .+|(?:Free|Available) memory on (?:device|node) .+|can't allocate memory.+"
+    r"|Cannot allocate memory|std::bad_alloc|\bMemoryError\b.*|exit code -9\b.*|\{'[\w-]+': -9\}"
+)
 
 
 @cache
@@ -33,10 +38,23 @@ def log_file() -> Path:
 
 def refusal_in(log: Path, since: int) -> str | None:
     """Return why weights were refused, as the log says after its first `since` bytes, or None if they were not."""
+    found = _REFUSAL.findall(_since(log, since))
+    return found[-1] if found else None
+
+
+def shortage_in(log: Path, since: int, error: object = "") -> str | None:
+    """Return what says, in the error or after the log's first `since` bytes, that memory was too little, or None.
+
+    A process that was killed (-9) counts: where nobody else did it, it was the kernel, for want of memory.
+    """
+    found = _SHORTAGE.findall(f"{_since(log, since)}\n{error}")
+    return found[-1] if found else None
+
+
+def _since(log: Path, since: int) -> str:
     with log.open("rb") as file:
         file.seek(since)
-        found = _REFUSAL.findall(file.read().decode("utf-8", errors="replace"))
-    return found[-1] if found else None
+        return file.read().decode("utf-8", errors="replace")
 
 
 def vllm_logging_config() -> str:

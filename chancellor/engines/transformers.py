@@ -20,7 +20,7 @@ from chancellor.engines.answers.guides import refusal_of, refused
 from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest
 from chancellor.engines.hardware import default_dtype, gpu_count
 from chancellor.engines.host import in_thread
-from chancellor.engines.logs import LOG_VARIABLE, log_file
+from chancellor.engines.logs import LOG_VARIABLE, log_file, shortage_in
 from chancellor.engines.prompt import RAW_STOP, render
 from chancellor.engines.pulse import Pulse
 from chancellor.engines.spawn import OWN_PROCESS, engine_spawning, environment, starting
@@ -30,6 +30,7 @@ from chancellor.errors import (
     EngineStartError,
     GenerationError,
     MissingDependencyError,
+    OutOfMemoryError,
     PromptTooLongError,
 )
 from chancellor.quantization.prepare import Prepared, prepare
@@ -102,6 +103,7 @@ class TransformersEngine(Engine):
         self._tokenizer = AutoTokenizer.from_pretrained(prepared.folder)
         progress.report("start", self.spec.name, "transformers: loading the weights")
         threads = len(psutil.Process().cpu_affinity()) if gpu_count() == 0 else 4
+        logged = log_file().stat().st_size
         ours, theirs = multiprocessing.get_context("spawn").Pipe()
         worker_options = WorkerOptions(
             prepared.folder,
@@ -125,6 +127,9 @@ class TransformersEngine(Engine):
             ours.recv()  # "ready"
         except EOFError:
             self._process.join(_END_S)
+            shortage = shortage_in(log_file(), logged, f"exit code {self._process.exitcode}")
+            if shortage is not None and not self._interrupted:
+                raise OutOfMemoryError(f"There was not enough memory to start {self.spec.name!r}: {shortage}") from None
             raise EngineStartError(
                 f"transformers ended while it loaded {self.spec.name!r} (exit code {self._process.exitcode}).",
                 hint=f"The cause is in its log: {log_file()}",

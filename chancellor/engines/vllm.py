@@ -16,7 +16,7 @@ from chancellor.engines.answers.guides import refusal_of, refused
 from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest
 from chancellor.engines.hardware import default_dtype
 from chancellor.engines.host import in_thread
-from chancellor.engines.logs import log_file, refusal_in
+from chancellor.engines.logs import log_file, refusal_in, shortage_in
 from chancellor.engines.phases import following
 from chancellor.engines.prompt import render
 from chancellor.engines.pulse import Pulse
@@ -31,12 +31,13 @@ from chancellor.engines.vllm_parts import (
     stat_logger,
     with_children,
 )
-from chancellor.engines.vllm_requests import delta_of, sampling_params, stops_of
+from chancellor.engines.vllm_requests import delta_of, sampling_params
 from chancellor.errors import (
     ChancellorError,
     EngineDiedError,
     EngineStartError,
     GenerationError,
+    OutOfMemoryError,
     PromptTooLongError,
 )
 from chancellor.quantization.prepare import Prepared, prepare
@@ -153,6 +154,10 @@ class VLLMEngine(Engine):
             end(with_children(engine_processes() - self._before), timeout_s=0)
             if isinstance(error, ChancellorError):
                 raise
+            if (shortage := shortage_in(log_file(), logged, error)) is not None and not self._interrupted:
+                raise OutOfMemoryError(
+                    f"There was not enough memory to start {self.spec.name!r}: {shortage}"
+                ) from error
             reason = refusal_in(log_file(), logged) or error
             raise EngineStartError(
                 f"vLLM did not start {self.spec.name!r}: {reason}", hint=f"The cause is in its log: {log_file()}"
@@ -178,23 +183,24 @@ class VLLMEngine(Engine):
         first: float | None = None
         produced = len(request.answered)
         continuation = None
-        if request.answered:
-            stops = stops_of(request, templated=prompt.templated)
-            continuation = Continuation(request, stops, tokenizer, size)
-            if size + produced >= limit or produced >= request.max_tokens:  # the end itself is what got lost
-                yield Delta(
-                    "",
-                    finish_reason="length",
-                    input_tokens=size,
-                    output_tokens=produced,
-                    model=self.spec.name,
-                    engine=self.kind,
-                    quantization=self.quantization,
-                )
-                return
+        if produced and (size + produced >= limit or produced >= request.max_tokens):  # its end is what got lost
+            yield Delta(
+                "",
+                finish_reason="length",
+                input_tokens=size,
+                output_tokens=produced,
+                model=self.spec.name,
+                engine=self.kind,
+                quantization=self.quantization,
+            )
+            return
         self._answering += 1
         try:
             sampling = sampling_params(request, prompt, plan)
+            if produced:
+                own = {"model": self.spec.name, "engine": self.kind, "quantization": self.quantization}
+                continuation = Continuation(request, sampling.clone(), tokenizer, prompt.token_ids, own)
+                sampling.stop, sampling.output_text_buffer_length = [], 0
             outputs = llm.generate(
                 tokens_input([*prompt.token_ids, *request.answered]), sampling, f"chancellor-{uuid.uuid4().hex}"
             )
@@ -206,7 +212,7 @@ class VLLMEngine(Engine):
                         first = now
                     delta = delta_of(output, self.spec.name, self.quantization, produced, now, first)
                     if continuation is not None:
-                        delta = continuation.take(delta, produced, inference_time_s=now)
+                        delta = continuation.take(delta, produced, now)
                     yield plan.read(delta) if plan.readers else delta
                     if continuation is not None and continuation.ended:
                         return

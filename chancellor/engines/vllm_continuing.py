@@ -1,44 +1,66 @@
 """An answer that vLLM takes up where another engine has left it."""
 
 from dataclasses import replace
-from typing import Any, Final
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from chancellor.engines.base import Delta, GenerationRequest
 
-__all__ = ["Continuation"]
+if TYPE_CHECKING:
+    from vllm import SamplingParams
 
-_UNFINISHED: Final = "\ufffd"  # the bytes of a character whose rest has not come yet
+__all__ = ["Continuation"]
 
 
 class Continuation:
-    """Looks for the stop texts of such an answer: vLLM does not know the text before the gap, where one may begin."""
+    """Makes the text of such an answer: a character, or a stop text, may begin before the gap.
 
-    def __init__(self, request: GenerationRequest, stop: tuple[str, ...], tokenizer: Any, prompt_tokens: int) -> None:
-        self._stop = stop
-        self._hold = max((len(one) for one in stop), default=1) - 1
-        # What the engine before kept back, as it might have been the beginning of a stop text.
-        self._held = _unsent(tokenizer, request) if stop else ""
-        self._prompt_tokens = prompt_tokens
+    vLLM's own detokenizer does it, which goes once more through the tokens that there are already.
+    """
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        sampling: "SamplingParams",
+        tokenizer: Any,
+        prompt: list[int],
+        figures: dict[str, Any],
+    ) -> None:
+        """Take in what there is.
+
+        Args:
+            request: what was asked, with what is answered.
+            sampling: vLLM's parameters for it, with its stop texts.
+            tokenizer: the engine's.
+            prompt: token ids of the question alone.
+            figures: fields of the last delta that the engine's own would have.
+        """
+        from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+
+        asked: Any = SimpleNamespace(
+            request_id="continued", sampling_params=sampling, prompt_token_ids=prompt, prompt_embeds=None
+        )
+        self._text = IncrementalDetokenizer.from_new_request(tokenizer, asked)
+        self._text.update(list(request.answered), stop_terminated=False)
+        had = self._text.get_next_output_text(finished=False, delta=True)
+        self._first = had[len(request.answered_text) :] if had.startswith(request.answered_text) else ""
+        self._figures = {**figures, "input_tokens": len(prompt)}
         self.ended = False
         """Whether a stop text has come: what vLLM makes afterwards is not part of the answer."""
 
-    def take(self, delta: Delta, produced: int, **figures: Any) -> Delta:
-        """Return the delta with the text that certainly belongs to the answer."""
-        text = self._held + delta.text
-        found = min((at for one in self._stop if (at := text.find(one)) >= 0), default=-1)
-        if found >= 0:
-            self.ended = True
-            own = {"input_tokens": self._prompt_tokens, "output_tokens": produced, **figures}
-            return replace(delta, text=text[:found], finish_reason="stop", **own)
-        keep = 0 if delta.finish_reason is not None else min(self._hold, len(text))
-        self._held = text[len(text) - keep :] if keep else ""
-        prompt = delta.input_tokens and self._prompt_tokens
-        return replace(delta, text=text[: len(text) - keep], input_tokens=prompt)
+    def take(self, delta: Delta, produced: int, seconds: float) -> Delta:
+        """Return the delta with the text that certainly belongs to the answer.
 
-
-def _unsent(tokenizer: Any, request: GenerationRequest) -> str:
-    whole: str = tokenizer.decode(request.answered, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    for start in ("", " "):  # a word's space is lost where it comes first
-        if (start + whole).startswith(request.answered_text):
-            return (start + whole)[len(request.answered_text) :].rstrip(_UNFINISHED)
-    return ""
+        Args:
+            delta: from the engine that goes on.
+            produced: tokens of the answer so far.
+            seconds: since the engine took the request.
+        """
+        finished = delta.finish_reason is not None
+        self.ended = self._text.update(list(delta.token_ids), delta.finish_reason == "stop") is not None
+        text = self._first + self._text.get_next_output_text(finished=finished or self.ended, delta=True)
+        self._first = ""
+        if self.ended and not finished:
+            delta = replace(delta, finish_reason="stop", output_tokens=produced, inference_time_s=seconds)
+        figures = self._figures if finished or self.ended else {}
+        return replace(delta, text=text, **figures)

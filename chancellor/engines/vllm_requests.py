@@ -13,7 +13,7 @@ from chancellor.errors import EngineDiedError, GenerationError
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
 
-__all__ = ["delta_of", "sampling_params", "stops_of"]
+__all__ = ["delta_of", "sampling_params"]
 
 
 def sampling_params(request: GenerationRequest, prompt: Prompt, plan: Plan) -> "SamplingParams":
@@ -21,24 +21,18 @@ def sampling_params(request: GenerationRequest, prompt: Prompt, plan: Plan) -> "
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    stop = () if request.answered else stops_of(request, templated=prompt.templated)
     return SamplingParams(
         max_tokens=request.max_tokens - len(request.answered),
         temperature=request.temperature,
         top_p=request.top_p,
         seed=request.seed,
-        stop=list(stop),
+        stop=list(request.stop or (() if prompt.templated or request.ignore_eos else RAW_STOP)),
         logprobs=request.logprobs,
         ignore_eos=request.ignore_eos,
         skip_special_tokens=plan.skip_special_tokens,
         structured_outputs=None if plan.guide is None else _structured_outputs(plan.guide),
         output_kind=RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY,
     )
-
-
-def stops_of(request: GenerationRequest, *, templated: bool) -> tuple[str, ...]:
-    """Return the texts that end the answer: those of raw completion where the model has no chat template."""
-    return request.stop or (() if templated or request.ignore_eos else RAW_STOP)
 
 
 def _structured_outputs(guide: Guide) -> Any:

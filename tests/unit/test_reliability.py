@@ -92,7 +92,7 @@ def test_after_two_deaths_a_request_ends_with_its_text(pool: EnginePool) -> None
 
 
 def test_an_answer_that_has_begun_keeps_its_model(pool: EnginePool) -> None:
-    FaultyEngine.reset(Plan(deaths=[3], start_errors={"a/vllm/int8": []}))
+    FaultyEngine.reset(Plan(deaths=[3], token_s=0.05))
     stream = pool.generate(A, request(), WAYS)
     next(stream)
     errors: list[ChancellorError] = [EngineStartError("No more.") for _ in range(5)]
@@ -179,7 +179,7 @@ def test_a_breaker_opens_longer_each_time() -> None:
     breaker.started()
     now[0] += 600
     assert breaker.paused_s() == 0
-    for _ in range(2):
+    for _ in range(4):
         breaker.died(error)
         assert breaker.paused_s() == 0
     breaker.died(error)
@@ -189,12 +189,12 @@ def test_a_breaker_opens_longer_each_time() -> None:
 def test_an_engine_that_keeps_dying_is_left_alone_for_a_while(pool: EnginePool) -> None:
     FaultyEngine.reset(Plan(deaths=[0] * 20))
     kinds = []
-    for _ in range(6):
+    for _ in range(9):
         try:
             kinds.append(whole(list(pool.generate(B, request()))))
         except EngineDiedError as error:
             kinds.append(error.message)
-    assert len(FaultyEngine.starts) <= 4
+    assert len(FaultyEngine.starts) == 5
     assert any("It will be tried again in" in kind for kind in kinds)
 
 
@@ -203,10 +203,6 @@ def test_a_hanging_engine_is_ended_and_its_requests_go_on(pool: EnginePool) -> N
     stream = pool.generate(A, request(), WAYS)
     first = next(stream)
     FaultyEngine.plan.hangs = True
-    deadline = time.monotonic() + 10
-    while sum(FaultyEngine.alive.values()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    FaultyEngine.plan.hangs = False
     deltas = [first, *stream]
     assert whole(deltas) == ANSWER
     assert [step["step"] for step in deltas[-1].fallbacks] == ["restart"]

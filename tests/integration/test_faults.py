@@ -1,0 +1,336 @@
+"""Real faults against real engines: nothing hangs, nothing is lost or comes twice, nothing is left over."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.integration.faults import run
+from tests.tiny import make_model
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("faults") / "model", context=4096)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"), [("vllm", "kill"), ("vllm", "stop"), ("transformers", "kill"), ("transformers", "stop")]
+)
+def test_thirty_two_requests_outlive_their_engine(model: Path, kind: str, fault: str) -> None:
+    found = run(
+        f"""
+        model = spec("tiny", model.source, kind={kind!r})
+        fault = signal.SIGKILL if {fault!r} == "kill" else signal.SIGSTOP
+
+        async def one(number):
+            asked = request(f"Question {{number}}, please.", stream=number % 4 != 0, max_tokens=150)
+            deltas = [delta async for delta in pool.agenerate(model, asked)]
+            tokens = sum(len(delta.token_ids) for delta in deltas)
+            text = "".join(delta.text for delta in deltas)
+            return text, tokens, deltas[-1].output_tokens, [step["step"] for step in deltas[-1].fallbacks]
+
+        async def all_of_them(fault):
+            tasks = [asyncio.create_task(one(number)) for number in range(32)]
+            if fault:
+                engine = await pool.aengine(model)
+                while engine.stats().running < 30 or (engine.stats().output_tokens or 0) < before + 640:
+                    await asyncio.sleep(0.005)
+                found["tokens_before"] = (engine.stats().output_tokens or 0) - before
+                os.kill(engine.process_ids()[-1], fault)
+            return await asyncio.gather(*tasks)
+
+        before = 0
+        calm = asyncio.run(all_of_them(None))
+        engine = asyncio.run(pool.aengine(model))
+        before = engine.stats().output_tokens or 0
+        began = time.monotonic()
+        rough = asyncio.run(all_of_them(fault))
+        found["seconds"] = time.monotonic() - began
+        found["same"] = sum(one[0] == other[0] for one, other in zip(calm, rough))
+        found["tokens"] = sorted({{one[1] for one in rough}} | {{one[2] for one in rough}})
+        found["steps"] = sorted({{" ".join(one[3]) for one in rough}})
+        found["next"] = asyncio.run(text(pool.agenerate(model, request(max_tokens=5)))) != ""
+        """,
+        model,
+    )
+    assert found["same"] == 32
+    assert found["tokens"] == [150]
+    assert found["steps"] == ["restart"]
+    assert found["next"]
+
+
+def test_a_guided_stream_outlives_its_engine(model: Path) -> None:
+    found = run(
+        """
+        numbers = {"type": "array", "items": {"type": "integer"}, "minItems": 30, "maxItems": 30}
+        fields = {"name": {"type": "string", "maxLength": 60}, "age": {"type": "integer"}, "list": numbers}
+        schema = {"type": "object", "properties": fields,
+                  "required": ["name", "list", "age"], "additionalProperties": False}
+        from chancellor.engines import Guide
+        asked = request(max_tokens=400, ignore_eos=False, temperature=1.0, guide=Guide("json_schema", schema))
+
+        async def broken():
+            pieces = []
+            async for delta in pool.agenerate(model, asked):
+                pieces.append(delta.text)
+                if len(pieces) == 20:
+                    engine = await pool.aengine(model)
+                    os.kill(engine.process_ids()[-1], signal.SIGKILL)
+            return "".join(pieces)
+
+        made = json.loads(asyncio.run(broken()))
+        found["keys"] = sorted(made)
+        found["items"] = len(made["list"])
+        """,
+        model,
+    )
+    assert (found["keys"], found["items"]) == (["age", "list", "name"], 30)
+
+
+def test_stop_texts_are_seen_across_the_gap(model: Path) -> None:
+    found = run(
+        """
+        async def whole(asked, kill_after=None):
+            pieces, engine = [], await pool.aengine(model)
+            async for delta in pool.agenerate(model, asked):
+                pieces.append(delta)
+                if len(pieces) == kill_after:
+                    os.kill(engine.process_ids()[-1], signal.SIGKILL)
+            return "".join(one.text for one in pieces), pieces[-1].finish_reason, pieces[-1].output_tokens
+
+        plain = asyncio.run(whole(request(max_tokens=60)))
+        found["plain"] = len(plain[0])
+        middle = plain[0][len(plain[0]) // 2 :][:9]
+        asked = request(max_tokens=60, stop=(middle,))
+        calm = asyncio.run(whole(asked))
+        found["calm"] = calm
+        found["rough"] = [asyncio.run(whole(asked, kill_after)) for kill_after in (1, 9, 24)]
+        """,
+        model,
+        timeout_s=400,
+    )
+    assert found["calm"][1] == "stop"
+    assert [one[:2] for one in found["rough"]] == [found["calm"][:2]] * 3
+
+
+def test_a_killed_parent_leaves_no_orphan(model: Path) -> None:
+    import subprocess
+    import sys
+    import time
+
+    import psutil
+
+    from tests.integration.faults import HEAD
+
+    script = (
+        HEAD.format(model=str(model)) + "list(pool.generate(model, request(max_tokens=2)))\n"
+        "print(*[one.pid for one in psutil.Process().children(recursive=True)], flush=True)\ntime.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        children = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(children) >= 2
+        alive = [psutil.Process(pid) for pid in children]
+        process.kill()
+    _, left = psutil.wait_procs(alive, timeout=30)
+    assert left == []
+    _ = time
+
+
+def test_two_models_that_fit_only_one_at_a_time(model: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(model, tmp_path / "other")
+    found = run(
+        f"""
+        from chancellor.engines.room import Room
+        from chancellor.memory import Device, devices
+
+        class Narrow(Room):
+            def fit(self, need, taken):
+                self._read = lambda: [Device(one.name, one.total, one.free, int(need.total * 1.5)) for one in devices()]
+                return super().fit(need, taken)
+
+        pool = EnginePool(room=Narrow())
+        second = spec("other", {str(other)!r})
+        peak = 0
+
+        def watch():
+            global peak
+            while not found.get("done"):
+                peak = max(peak, len({{one.ppid() for one in engines()}}))
+                time.sleep(0.05)
+
+        began = time.monotonic()
+        names, seconds = [], []
+        for number in range(6):
+            asked = time.monotonic()
+            deltas = list(pool.generate((model, second)[number % 2], request(max_tokens=5)))
+            names.append(deltas[-1].model)
+            seconds.append(round(time.monotonic() - asked, 1))
+        found["in_turn"], found["seconds"] = names, seconds
+
+        async def forty():
+            async def one(number):
+                deltas = [d async for d in pool.agenerate((model, second)[number % 2], request(max_tokens=20))]
+                return deltas[-1].model
+            return await asyncio.gather(*(one(number) for number in range(40)))
+
+        starts = []
+        factory = pool._factory
+        pool._residents._factory = lambda entry: (starts.append(entry.name), factory(entry))[1]
+        found["at_once"] = asyncio.run(forty())
+        found["starts"] = starts
+        """,
+        model,
+        timeout_s=500,
+    )
+    assert found["in_turn"] == ["tiny", "other"] * 3
+    assert found["at_once"] == ["tiny", "other"] * 20
+    assert len(found["starts"]) <= 3
+
+
+def test_a_model_that_does_not_fit_is_served_with_a_shorter_context(model: Path) -> None:
+    found = run(
+        """
+        big = spec("tiny", model.source, max_model_len=4096, kv_cache_gib=None)
+        from chancellor.memory import estimate
+        need = estimate(big)
+        from chancellor.engines.room import Room
+        from chancellor.memory import Device, devices
+
+        class Narrow(Room):
+            def fit(self, need, taken):
+                budget = fixed + cache * 3 // 4
+                self._read = lambda: [Device(one.name, one.total, one.free, budget) for one in devices()]
+                return super().fit(need, taken)
+
+        fixed, cache = need.least - need.kv_cache_least, need.kv_cache_least
+        pool = EnginePool(room=Narrow())
+        deltas = list(pool.generate(big, request(max_tokens=5), Ladder(FallbackOptions())))
+        found["steps"] = deltas[-1].fallbacks
+        """,
+        model,
+    )
+    (step,) = found["steps"]
+    assert (step["step"], step["cause"]) == ("shorter_context", "memory")
+    assert "2,048 tokens" in step["to"]
+
+
+def test_three_hundred_callers_of_whom_a_third_gives_up(model: Path) -> None:
+    found = run(
+        """
+        import random
+        random.seed(0)
+
+        async def one(number):
+            asked = request(f"Question {number}", max_tokens=40, stream=number % 2 == 0)
+            task = asyncio.create_task(text(pool.agenerate(model, asked)))
+            if number % 3 == 0:
+                await asyncio.sleep(random.uniform(0, 3))
+                gone = not task.done()
+                task.cancel()
+                try:
+                    await task
+                except asyncio.CancelledError:
+                    pass
+                return "gone" if gone else "answered"
+            return "answered" if await task else "empty"
+
+        async def all_of_them():
+            await pool.astart(model)
+            return await asyncio.gather(*(one(number) for number in range(300)))
+
+        answers = asyncio.run(all_of_them())
+        found["answers"] = {kind: answers.count(kind) for kind in set(answers)}
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and (pool.stats()["tiny"].running or pool.stats()["tiny"].waiting):
+            time.sleep(0.05)
+            list(pool.generate(model, request(max_tokens=1)))
+        stats = pool.stats()["tiny"]
+        found["idle"] = [stats.running, stats.waiting, stats.kv_cache_usage]
+        """,
+        model,
+    )
+    answers = found["answers"]
+    assert set(answers) <= {"answered", "gone"}
+    assert answers["answered"] >= 200
+    assert found["idle"] == [0, 0, 0.0]
+
+
+def test_a_deadline_of_50_ms(model: Path) -> None:
+    found = run(
+        """
+        pool.start(model)
+        for number in range(3):
+            began = time.monotonic()
+            try:
+                list(pool.generate(model, request(max_tokens=800, timeout_s=0.05)))
+            except errors.GenerationTimeoutError as error:
+                found.setdefault("seconds", []).append(time.monotonic() - began)
+        found["next"] = asyncio.run(text(pool.agenerate(model, request(max_tokens=5, timeout_s=30)))) != ""
+        time.sleep(0.2)
+        found["running"] = pool.stats()["tiny"].running
+        """,
+        model,
+    )
+    assert len(found["seconds"]) == 3
+    assert max(found["seconds"]) < 1
+    assert found["next"]
+
+
+def test_an_import_of_vllm_that_fails_ends_in_transformers(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").write_text('raise ImportError("libtorch_cpu.so: undefined symbol")\n')
+    import os
+
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    found = run(
+        """
+        deltas = list(pool.generate(model, request(max_tokens=5), Ladder(FallbackOptions())))
+        found["engine"], found["steps"] = deltas[-1].engine, deltas[-1].fallbacks
+        """,
+        model,
+        PYTHONPATH=path,
+    )
+    assert found["engine"] == "transformers"
+    (step,) = found["steps"]
+    assert step["step"] == "transformers"
+    assert "undefined symbol" in step["reason"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "incompatible", "no tokenizer"])
+def test_a_damaged_checkpoint_and_the_next_question(model: Path, tmp_path: Path, damage: str) -> None:
+    bad = shutil.copytree(model, tmp_path / "bad")
+    weights = next(bad.glob("*.safetensors"))
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    elif damage == "flipped":  # in the header, where a length no longer fits
+        data = bytearray(weights.read_bytes())
+        data[40] ^= 0x55
+        weights.write_bytes(data)
+    elif damage == "incompatible":
+        config = bad / "config.json"
+        config.write_text(
+            config.read_text().replace("LlamaForCausalLM", "NoSuchForCausalLM").replace('"llama"', '"nosuch"')
+        )
+    else:
+        for file in bad.glob("tokenizer*"):
+            file.unlink()
+    found = run(
+        f"""
+        bad = spec("bad", {str(bad)!r})
+        try:
+            list(pool.generate(bad, request(max_tokens=5)))
+        except errors.ChancellorError as error:
+            found["error"] = [type(error).__name__, str(error)]
+        deltas = list(pool.generate(bad, request(max_tokens=5), Ladder(FallbackOptions(), lambda: [model])))
+        found["model"], found["steps"] = deltas[-1].model, [step["step"] for step in deltas[-1].fallbacks]
+        """,
+        model,
+    )
+    print(damage, found)
+    assert found["model"] == "tiny"
+    assert found["steps"][-1] == "other_model"
+    assert "\n" in found["error"][1]  # with what to do
