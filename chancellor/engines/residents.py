@@ -200,7 +200,7 @@ class Residents:
             self._breaker(resident.key).started()
             if need is not None and self._room is not None:
                 room, ids = self._room, engine.process_ids()
-                held = await in_thread(lambda: room.took(spec, ids, need))
+                held = await in_thread(lambda: room.took(adapted, ids, need))
                 # A KV cache is touched as it fills: what is not there yet is to come.
                 resident.takes = dict.fromkeys(need.devices, max(held or 0, resident.granted))
             progress.report("ready", spec.name, f"ready after {resident.start_s:.1f} s")

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import psutil
@@ -28,6 +29,8 @@ from chancellor.engines.vllm_parts import (
     end,
     engine_processes,
     import_async_llm,
+    remove,
+    shared_memory,
     stat_logger,
     with_children,
 )
@@ -65,6 +68,7 @@ class VLLMEngine(Engine):
         self._facts: dict[str, float] = {}
         self._peaks = 0, 0.0
         self._pulse = Pulse()
+        self._segments: set[Path] = set()
         self._answering = 0
 
     @property
@@ -164,6 +168,7 @@ class VLLMEngine(Engine):
             ) from error
         self._processes = with_children(engine_processes() - self._before)
         self._pulse = Pulse(self._processes)
+        self._segments = shared_memory(self._processes)
         return llm
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
@@ -289,6 +294,7 @@ class VLLMEngine(Engine):
     def _shut_down(self, llm: "AsyncLLM") -> None:
         llm.shutdown(timeout=SHUTDOWN_S)
         end(self._processes)
+        remove(self._segments)
 
     def _running(self) -> "AsyncLLM":
         if self._llm is None or self._exited:

@@ -58,8 +58,9 @@ def run(body: str, model: Path, *, timeout_s: float = 240, **environment: str) -
         try:
             output, errors = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
-            for one in (*psutil.Process(process.pid).children(recursive=True), process):
-                one.kill()
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+            process.kill()
             output, errors = process.communicate()
             raise AssertionError(f"It hung.\n{output[-2000:]}\n{errors[-4000:]}") from None
     lines = [line for line in output.splitlines() if line.startswith("FOUND ")]
