@@ -11,6 +11,7 @@ from chancellor.analyzers import Analyzer, analyzer_of
 from chancellor.catalog import Catalog
 from chancellor.chat import ChatModels
 from chancellor.context import Context
+from chancellor.engines import default_pool
 from chancellor.errors import MissingDependencyError, UnknownModelError
 from chancellor.policies import Policy
 from chancellor.routing import Router, task_of
@@ -53,14 +54,14 @@ class TrinityMiddleware(AgentMiddleware[Any, Any]):
         super().__init__()
         known = catalog if isinstance(catalog, Catalog) else Catalog.load(catalog)
         self._analyze = analyzer_of(analyzer) if isinstance(analyzer, str) else analyzer
-        self._router = Router(known, policy)
+        self._router = Router(known, policy, lambda spec: default_pool().start_s(spec))
         self._models = models if models is not None else ChatModels(known)
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any]:
         routed, decision = self._routed(request)
-        return _noted(handler(routed), decision)
+        return self._noted(handler(routed), decision)
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
@@ -71,14 +72,15 @@ class TrinityMiddleware(AgentMiddleware[Any, Any]):
             import asyncio
 
             routed, decision = await asyncio.to_thread(self._routed, request)  # it reads headers from disk
-        return _noted(await handler(routed), decision)
+        return self._noted(await handler(routed), decision)
 
     def _routed(self, request: ModelRequest[Any]) -> tuple[ModelRequest[Any], dict[str, Any]]:
         context = Context.of(getattr(request.runtime, "context", None))
         complexity = self._analyze(task_of(request.messages))
         decision = self._router.decide(request.messages, complexity, context)
+        by_name = getattr(self._models, "named", None) if context.model is not None else None
         try:
-            model = self._models[decision["model"]]
+            model = self._models[decision["model"]] if by_name is None else by_name(decision["model"])
         except KeyError:
             raise UnknownModelError(
                 f"The selection chose {decision['model']!r}, for which there is no chat model.",
@@ -86,11 +88,12 @@ class TrinityMiddleware(AgentMiddleware[Any, Any]):
             ) from None
         return request.override(model=model), {**decision, "complexity": complexity}
 
-
-def _noted(response: ModelResponse[Any], decision: dict[str, Any]) -> ModelResponse[Any]:
-    for message in response.result:
-        if isinstance(message, AIMessage):
-            message.response_metadata["decision"] = decision
-            # By this the model is known again when its tools' results come.
-            message.response_metadata["model_name"] = decision["model"]
-    return response
+    def _noted(self, response: ModelResponse[Any], decision: dict[str, Any]) -> ModelResponse[Any]:
+        for message in response.result:
+            if isinstance(message, AIMessage):
+                noted = message.response_metadata
+                noted["decision"] = decision
+                # By this the model is known again when its tools' results come; a substitute has noted its own.
+                if noted.get("model_name") not in self._router.catalog:
+                    noted["model_name"] = decision["model"]
+        return response

@@ -1,5 +1,6 @@
 """Which of the eligible models answers a question: policies by name."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
@@ -26,7 +27,8 @@ def trinity(complexity: Complexity, candidates: Sequence[Candidate]) -> Choice:
     """Low complexity takes the light model, high the strong one, medium the best Trinity score.
 
     A model with tier "light" comes before one without a tier, and that before "strong"; within a tier the parameter
-    count decides, with unknown counts last. Ties go to the higher score, then to the name that sorts first.
+    count decides, with unknown counts last. Ties go to the higher score, then to the one that can answer sooner, then
+    to the name that sorts first.
     """
     level = complexity["level"]
     if level == "low":
@@ -58,8 +60,9 @@ def _strongest(candidates: Sequence[Candidate]) -> Candidate:
     return min(candidates, key=lambda one: (-_WEIGHT[one["tier"]], -(one["parameters"] or 0), *_by_score(one)))
 
 
-def _by_score(candidate: Candidate) -> tuple[float, str]:
-    return -candidate["trinity_score"], candidate["model"]
+def _by_score(candidate: Candidate) -> tuple[float, float, str]:
+    start = candidate.get("start_s")
+    return -candidate["trinity_score"], math.inf if start is None else start, candidate["model"]
 
 
 POLICIES: Final[dict[str, Policy]] = {"trinity": trinity, "light": always_light, "strong": always_strong}

@@ -1,7 +1,7 @@
 """Which model answers a conversation: what is known of each, which may be taken, and which one is."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from langchain_core.messages import AIMessage, BaseMessage
@@ -50,13 +50,20 @@ class Router:
     Args:
         catalog: the models to choose from.
         policy: a name of `chancellor.policies` or a function; None takes the one that the run's context names.
+        start_s: returns how long it takes until a model can answer: an EnginePool's `start_s`.
 
     Raises:
         UnknownChoiceError: no policy has this name.
     """
 
-    def __init__(self, catalog: Catalog, policy: str | Policy | None = None) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        policy: str | Policy | None = None,
+        start_s: Callable[[ModelSpec], float | None] | None = None,
+    ) -> None:
         self.catalog = catalog
+        self._start_s = start_s
         self._policy = policy
         self._fixed = policy_of(policy) if isinstance(policy, str) else policy
         self._parameters: dict[str, int] = {}
@@ -137,7 +144,7 @@ class Router:
         window = spec.context_window
         if reason is None and window is not None and tokens >= window:
             reason = f"the conversation has about {tokens:,} tokens, {_TOO_LONG} {window:,}"
-        return Candidate(
+        candidate = Candidate(
             model=spec.name,
             trinity_score=spec.trinity_score,
             tier=spec.tier,
@@ -145,6 +152,9 @@ class Router:
             eligible=reason is None,
             reason="passed over" if reason is None else f"rejected: {reason}",
         )
+        if self._start_s is not None:
+            candidate["start_s"] = self._start_s(spec)
+        return candidate
 
 
 _TOO_LONG: Final = "which is too much for its context of"

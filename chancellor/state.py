@@ -35,6 +35,9 @@ class Candidate(TypedDict):
     eligible: bool
     reason: str
     """Why it was chosen, passed over, or rejected."""
+    start_s: NotRequired[float | None]
+    """Seconds until it can answer: 0 if its engine runs, else what its last start took, with stopping others to make
+    room; None where that is not known."""
 
 
 class Decision(TypedDict):

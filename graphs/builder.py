@@ -6,9 +6,10 @@ from typing import Any
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import RetryPolicy
 
-from chancellor.catalog import Catalog
+from chancellor.catalog import Catalog, ModelSpec
 from chancellor.chat import ChatModels
 from chancellor.context import Context
+from chancellor.engines import default_pool
 from chancellor.nodes import complexity_node, generation_node, metrics_node, selection_node
 from chancellor.state import State
 
@@ -49,7 +50,7 @@ def create_chancellor(
     """
     if select is None or generate is None:
         models = catalog if isinstance(catalog, Catalog) else Catalog.load(catalog)
-        select = selection_node(models) if select is None else select
+        select = selection_node(models, start_s=_start_s) if select is None else select
         generate = generation_node(ChatModels(models)) if generate is None else generate
     builder: StateGraph[Any, Any, Any, Any] = StateGraph(state_schema, context_schema=context_schema)
     builder.add_node("analyze_complexity", complexity_node() if analyze is None else analyze)
@@ -62,3 +63,7 @@ def create_chancellor(
     builder.add_edge("generate", "record_metrics")
     builder.add_edge("record_metrics", END)
     return builder
+
+
+def _start_s(spec: ModelSpec) -> float | None:
+    return default_pool().start_s(spec)

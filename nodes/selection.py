@@ -1,13 +1,13 @@
 """The second node: which model answers?"""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 
 from chancellor.analyzers import rules
-from chancellor.catalog import Catalog
+from chancellor.catalog import Catalog, ModelSpec
 from chancellor.nodes.node import Node, context_of_run
 from chancellor.policies import Policy
 from chancellor.routing import Router, task_of
@@ -15,7 +15,12 @@ from chancellor.routing import Router, task_of
 __all__ = ["selection_node"]
 
 
-def selection_node(catalog: Catalog, policy: str | Policy | None = None) -> Node:
+def selection_node(
+    catalog: Catalog,
+    policy: str | Policy | None = None,
+    *,
+    start_s: Callable[[ModelSpec], float | None] | None = None,
+) -> Node:
     """Make the node that writes `decision`: the chosen model, and each candidate with its reason.
 
     In a graph without `complexity` in its state, it judges by the rules itself.
@@ -23,11 +28,12 @@ def selection_node(catalog: Catalog, policy: str | Policy | None = None) -> Node
     Args:
         catalog: the models to choose from.
         policy: a name of `chancellor.policies` or a function; None takes the policy that the run's context names.
+        start_s: returns how long it takes until a model can answer, e.g. an EnginePool's `start_s`, for the decision.
 
     Raises:
         UnknownChoiceError: no policy has this name.
     """
-    router = Router(catalog, policy)
+    router = Router(catalog, policy, start_s)
 
     def run(state: Mapping[str, Any], _: RunnableConfig | None) -> dict[str, Any]:
         messages = state["messages"]

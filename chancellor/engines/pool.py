@@ -116,6 +116,14 @@ class EnginePool:
         """Return what each running engine is doing, by the name of its model."""
         return self._host.call(self._stats()) if self._host.running else {}
 
+    def start_s(self, spec: ModelSpec) -> float | None:
+        """Return the seconds until the model can answer: 0 if its engine runs, else what its last start took.
+
+        Making room for it, by stopping others, is in it. None where it has not been started in this process, or is
+        not run in it. It only looks, and blocks nothing.
+        """
+        return self._residents.start_s(spec)
+
     def close(self) -> None:
         """Close all engines and end the host's thread; also done at exit. The pool can be used again afterwards.
 

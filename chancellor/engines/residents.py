@@ -45,6 +45,7 @@ class Residents:
         self._all: dict[str, Resident] = {}
         self._breakers: dict[str, Breaker] = {}
         self._queued: Counter[str] = Counter()
+        self._took: dict[str, float] = {}
         self._turn: asyncio.Lock | None = None
         self._waiting: set[asyncio.Task[Engine]] = set()  # for their turn to start
         self._under_way: Engine | None = None
@@ -105,6 +106,12 @@ class Residents:
             await self._end(next(iter(self._all.values())))
         if self._watching is not None:
             self._watching.cancel()
+
+    def start_s(self, spec: ModelSpec) -> float | None:
+        """Return the seconds until the model can answer, as far as that is known. May be called from any thread."""
+        key = key_of(spec)
+        resident = self._all.get(key)
+        return 0.0 if resident is not None and resident.usable else self._took.get(key)
 
     def free_mib(self) -> float | None:
         """Return what the fullest device has free, in MiB. Reads files: not for a loop."""
@@ -184,6 +191,7 @@ class Residents:
             self._waiting.add(task)
         async with self._turn:  # two engines that start at once measure each other's memory
             self._waiting = {other for other in self._waiting if other is not task}
+            turn = time.perf_counter()
             began: float | None = None
             try:
                 need, adapted = await self._make_room(resident)
@@ -197,6 +205,7 @@ class Residents:
             finally:
                 self._under_way = None
             resident.engine, resident.start_s = engine, time.perf_counter() - began
+            self._took[resident.key] = time.perf_counter() - turn
             self._breaker(resident.key).started()
             if need is not None and self._room is not None:
                 room, ids = self._room, engine.process_ids()
