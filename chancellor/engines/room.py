@@ -1,7 +1,7 @@
 """Whether another engine fits beside those that run."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from chancellor.catalog import ModelSpec
@@ -39,9 +39,18 @@ class Room:
     def expected(self, spec: ModelSpec) -> Estimate | None:
         """Return what the engine will need; None where that cannot be known, which its start will explain."""
         try:
-            return self._ledger.expected(spec)
+            need = self._ledger.expected(spec)
         except (CheckpointError, MissingDependencyError):
             return None
+        options = spec.engine
+        if "gpu_memory_utilization" not in options.model_fields_set or options.kv_cache_gib is not None:
+            return need
+        # Whoever names a share of the GPU wants all of it for the KV cache that is left beside the model.
+        totals = [device.total for device in self._read() if device.name in need.devices and device.name != "cpu"]
+        if not totals:
+            return need
+        rest = int(options.gpu_memory_utilization * min(totals)) - (need.least - need.kv_cache_least)
+        return replace(need, kv_cache=max(rest, need.kv_cache_least))
 
     def fit(self, need: Estimate, taken: Mapping[str, int]) -> Fit:
         """Return how the engine fits beside engines of ours that take `taken` bytes on each device."""
@@ -81,7 +90,7 @@ def fitted(spec: ModelSpec, fit: Fit) -> ModelSpec:
     changed: dict[str, float] = {}
     if fit.kv_cache is not None:
         changed["kv_cache_gib"] = fit.kv_cache / _GIB
-    if fit.share is not None and "gpu_memory_utilization" not in spec.engine.model_fields_set:
+    if fit.share is not None:
         changed["gpu_memory_utilization"] = fit.share
     return spec.model_copy(update={"engine": spec.engine.model_copy(update=changed)}) if changed else spec
 

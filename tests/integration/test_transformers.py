@@ -85,11 +85,9 @@ def test_a_request_that_is_left_ends(spec: ModelSpec, own_pool: EnginePool) -> N
     assert time.monotonic() - began < 60  # 3,000 tokens would take minutes
 
 
-def test_a_killed_process_is_an_error_and_the_next_request_starts_another(
-    spec: ModelSpec, own_pool: EnginePool
-) -> None:
-
-    model = ChatVLLM(model="plain", catalog=Catalog([spec]), pool=own_pool, max_tokens=500, ignore_eos=True)
+def test_a_killed_process_is_an_error_where_nothing_is_tried_again(spec: ModelSpec, own_pool: EnginePool) -> None:
+    catalog = Catalog([spec])
+    model = ChatVLLM(model="plain", catalog=catalog, pool=own_pool, max_tokens=500, ignore_eos=True, max_retries=0)
     engine = asyncio.run(own_pool.aengine(spec))
     stream = model.stream("Tell me an endless story.")
     for _ in range(3):
