@@ -84,7 +84,7 @@ class ChancellorError(RuntimeError):  # LangGraph's server hides the messages of
         return f"{self.message}\n{self.hint}"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.message, self.hint)
+        return _rebuild, (type(self), self.message, self.hint), self.__dict__
 
 
 def _rebuild(cls: type[ChancellorError], message: str, hint: str) -> ChancellorError:

@@ -1,5 +1,6 @@
 """Keeps what fails from being started over and over."""
 
+import copy
 import math
 import time
 from collections import deque
@@ -46,13 +47,14 @@ class Breaker:
 
     def failed(self, error: ChancellorError, seconds: float) -> None:
         """Note a start that took `seconds` and failed."""
-        self.error = error
+        self.error = copy.copy(error)  # without its traceback, which holds requests
         self._pause(seconds * _PAUSE * _GROWTH**self._failures)
         self._failures += 1
 
     def started(self) -> None:
         """Note a start that succeeded."""
         self._failures = 0
+        self._until = 0.0
 
     def died(self, error: ChancellorError) -> None:
         """Note that it died while it ran."""

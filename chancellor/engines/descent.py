@@ -1,5 +1,6 @@
 """One request's way to an engine, down the ladder where it has to, and the record of it."""
 
+import copy
 import time
 from dataclasses import replace
 
@@ -43,18 +44,22 @@ class Descent:
             if self._died is None and not self._residents.known(self._spec):
                 await self._begin()
             try:
-                resident = await self._residents.enter(self._spec, elsewhere=elsewhere)
+                resident = await self._residents.enter(self._spec, elsewhere=elsewhere, again=self._died is not None)
             except ChancellorError as error:
                 first = first or error
                 cause = cause_of(error)
                 rung = None if emitted or cause is None else await self._below(cause)
                 if rung is None or cause is None:
-                    raise self._explained(first) from (error if error is not first else None)
+                    raise self._explained(first) from (error if error is not first else first.__cause__)
                 await self._note(rung.step, cause, rung.spec, error)
                 self._spec, self._died = rung.spec, None
                 continue
             if self._died is not None:
-                await self._note("restart", "died", self._spec, self._died)
+                try:
+                    await self._note("restart", "died", self._spec, self._died)
+                except BaseException:  # the caller has gone, and does not know yet that it has an engine
+                    self._residents.leave(resident)
+                    raise
                 self._died = None
             return resident
 
@@ -100,6 +105,7 @@ class Descent:
 
     def _explained(self, error: ChancellorError) -> ChancellorError:
         """Return the error, saying what else was tried."""
+        error = copy.copy(error).with_traceback(error.__traceback__)  # others who waited for this start have it too
         if not self._steps:
             return error
         tried = "; ".join(f"{step['to']}: {step['step']}" for step in self._steps)

@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
@@ -149,12 +150,13 @@ async def in_thread(function: Callable[[], T]) -> T:
             done.set_result(result)  # type: ignore[arg-type]
 
     def work() -> None:
+        result, failed = None, None
         try:
             result = function()
         except BaseException as error:  # noqa: BLE001 - raised again where it belongs: at the caller
-            loop.call_soon_threadsafe(deliver, None, error)
-        else:
-            loop.call_soon_threadsafe(deliver, result, None)
+            failed = error
+        with suppress(RuntimeError):  # the loop is closed: its caller has gone
+            loop.call_soon_threadsafe(deliver, result, failed)
 
     threading.Thread(target=work, name="chancellor-start", daemon=True).start()
     return await done

@@ -23,11 +23,8 @@ class Migration:
     """
 
     def __init__(self, request: GenerationRequest) -> None:
-        replayed = request.guide is not None or bool(request.tools)
-        if replayed and request.stream and request.seed is None and request.temperature > 0 and request.retries:
-            request = replace(request, seed=time.monotonic_ns() % 2**31)
         self._request = request
-        self._replayed = replayed
+        self._replayed = request.guide is not None or bool(request.tools)
         self._began: float | None = None
         self._first_s: float | None = None
         self._tokens: list[int] = []
@@ -36,11 +33,13 @@ class Migration:
         self._logprobs = 0
         self._way: _Replayed | None = None
         self.deaths = 0
+        self.finished = False
+        """Whether the caller has all of the answer."""
 
     @property
     def emitted(self) -> bool:
         """Whether anything has reached the caller."""
-        return bool(self._tokens)
+        return bool(self._tokens or self._channels)
 
     @property
     def text(self) -> str:
@@ -52,9 +51,13 @@ class Migration:
         if self._began is None:
             self._began = time.perf_counter()
         self._way = None
+        replayed = self._replayed or engine.spec.engine.reasoning_parser is not None
         if not self.emitted:
+            asked = self._request
+            if replayed and asked.stream and asked.seed is None and asked.temperature > 0 and asked.retries:
+                self._request = replace(asked, seed=time.monotonic_ns() % 2**31)
             return self._request
-        if self._replayed or engine.spec.engine.reasoning_parser is not None:
+        if replayed or not self._tokens:
             self._way = _Replayed(dict(self._channels), dict(self._names), self._logprobs, len(self._tokens))
             return self._request
         return replace(self._request, answered=tuple(self._tokens), answered_text=self.text)
@@ -69,6 +72,7 @@ class Migration:
         if self._first_s is None and delta.token_ids and self._began is not None:
             self._first_s = time.perf_counter() - self._began
         self._note(delta)
+        self.finished = delta.finish_reason is not None
         yield self._finished(delta) if delta.finish_reason is not None and self.deaths else delta
 
     def goes_on(self) -> bool:
@@ -79,7 +83,9 @@ class Migration:
     def ended(self, error: EngineDiedError) -> EngineDiedError:
         """Return the error that the request ends with, the text that came in it."""
         if not self.deaths:
-            return error
+            ended = EngineDiedError(error.message, hint=error.hint)
+            ended.partial = self.text
+            return ended
         times = "once" if self.deaths == 1 else f"{self.deaths} times"
         had = f"{len(self._tokens)} tokens of the answer had come" if self.emitted else "nothing of the answer had come"
         ended = EngineDiedError(
@@ -130,6 +136,9 @@ class _Replayed:
             if not (old.startswith(after) or after.startswith(old)):
                 raise EngineDiedError("The engine died, and the new one answers differently.")
             texts[channel] = after[max(len(before), len(old)) :]
+        missing = any(len(self._new.get(channel, "")) < len(old) for channel, old in self._old.items())
+        if missing and delta.finish_reason is not None:
+            raise EngineDiedError("The engine died, and the answer of the new one is shorter than what had come.")
         skipped, self._logprobs = min(self._logprobs, len(delta.logprobs)), max(0, self._logprobs - len(delta.logprobs))
         had, self._tokens = min(self._tokens, len(delta.token_ids)), max(0, self._tokens - len(delta.token_ids))
         pieces = []

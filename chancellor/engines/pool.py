@@ -146,7 +146,10 @@ class EnginePool:
             deadline: float | None = None
             while True:
                 try:
-                    resident = await descent.enter(emitted=migration.emitted)
+                    async with _until(deadline, request.timeout_s):
+                        resident = await descent.enter(emitted=migration.emitted)
+                except GenerationTimeoutError:
+                    raise
                 except ChancellorError as error:
                     raise (migration.stranded(error) if migration.emitted else error) from error.__cause__
                 if deadline is None and request.timeout_s is not None:
@@ -163,6 +166,8 @@ class EnginePool:
                                 yield observed.last
                     return
                 except EngineDiedError as error:
+                    if migration.finished:
+                        return
                     if self._residents.closing or not migration.goes_on():
                         raise migration.ended(error) from error
                     await descent.died(error)

@@ -15,6 +15,8 @@ _STOPPED_S: Final = 3.0
 _MOVED_S: Final = 0.05
 """Processor time between two looks from which on a process counts as at work."""
 _LONGEST_STEP_S: Final = 600.0
+_BLIND_S: Final = 10.0
+"""After a longer time between two looks it was this process, or the whole machine, that stood still."""
 
 
 class Pulse:
@@ -23,7 +25,7 @@ class Pulse:
     def __init__(self, processes: Iterable[psutil.Process] = ()) -> None:
         self._processes: Sequence[psutil.Process] = tuple(processes)
         self._used = 0.0
-        self._stepped = self._moved = time.monotonic()
+        self._stepped = self._moved = self._looked = time.monotonic()
         self._stopped: float | None = None
 
     def beat(self) -> None:
@@ -37,7 +39,8 @@ class Pulse:
             busy: whether there is anything to do for them.
         """
         now = time.monotonic()
-        if not busy:
+        blind, self._looked = now - self._looked > _BLIND_S, now
+        if blind or not busy:
             self._stepped = self._moved = now
             self._stopped = None
             return None

@@ -21,6 +21,8 @@ class Resident:
         self.spec, self.key = spec, key
         self.task: asyncio.Task[Engine]
         self.engine: Engine | None = None
+        self.starting: Engine | None = None
+        """The engine while it starts."""
         self.users = 0
         self.used = time.monotonic()
         self.start_s = 0.0
@@ -52,6 +54,12 @@ class Resident:
         self.users += 1
         self.used = time.monotonic()
         self.idle.clear()
+
+    def stay(self) -> None:
+        """Make no room after all: who waits for the next start goes on with this one."""
+        self.leaving = False
+        gone, self.gone = self.gone, asyncio.Event()
+        gone.set()
 
     def leave(self) -> None:
         """Count one user less."""

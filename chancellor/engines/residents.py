@@ -47,8 +47,7 @@ class Residents:
         self._queued: Counter[str] = Counter()
         self._took: dict[str, float] = {}
         self._turn: asyncio.Lock | None = None
-        self._waiting: set[asyncio.Task[Engine]] = set()  # for their turn to start
-        self._under_way: Engine | None = None
+        self._waiting: set[asyncio.Task[Engine] | None] = set()  # for their turn to start, or for room
         self._watching: asyncio.Task[None] | None = None
         self._ended: deque[float] = deque(maxlen=_BATCH)
         self.closing = False
@@ -61,19 +60,21 @@ class Residents:
         """Return whether the model's engine runs, or starts."""
         return key_of(spec) in self._all
 
-    async def enter(self, spec: ModelSpec, *, elsewhere: bool = False) -> Resident:
+    async def enter(self, spec: ModelSpec, *, elsewhere: bool = False, again: bool = False) -> Resident:
         """Return the model's engine, started where needed, with one user more: see `leave`.
 
         Args:
             spec: the entry.
             elsewhere: whether the caller can do something else if a start has failed only lately.
+            again: whether the request was let in before, and its engine died: it is not sent away now.
 
         Raises:
             EngineBusyError: too many wait for it already.
             ChancellorError: whatever keeps it from starting.
         """
         key = key_of(spec)
-        self._admit(key, spec)
+        if not again:
+            self._admit(key, spec)
         self._queued[key] += 1
         try:
             resident = await self._get(spec, key, elsewhere=elsewhere)
@@ -100,7 +101,8 @@ class Residents:
         """Close all engines, for good. Requests that are still running end with an EngineDiedError."""
         self.closing = True
         for task in tuple(self._waiting):
-            task.cancel()
+            if task is not None:
+                task.cancel()
         while self._all:
             # One by one: a close that is interrupted (Ctrl-C) can be taken up again.
             await self._end(next(iter(self._all.values())))
@@ -140,13 +142,17 @@ class Residents:
                 await resident.gone.wait()
                 continue
             elif resident.dead:
-                resident.leaving = True
                 self._breaker(key).died(EngineDiedError(f"The engine of {spec.name!r} keeps dying."))
-                # In a task of its own: it has to end, whoever of its callers is cancelled.
-                resident.ending = asyncio.create_task(self._end(resident), context=contextvars.Context())
+                self._ending(resident)
                 continue
-            # Shielded: the others who wait for this engine must not suffer when one of them is cancelled.
-            await asyncio.shield(resident.task)
+            try:
+                # Shielded: the others who wait for this engine must not suffer when one of them is cancelled.
+                await asyncio.shield(resident.task)
+            except asyncio.CancelledError:
+                this = asyncio.current_task()
+                if not resident.task.cancelled() or this is None or this.cancelling():
+                    raise
+                await resident.gone.wait()  # not the caller was cancelled, but the start
             if self._all.get(key) is resident and resident.usable:
                 return resident
 
@@ -186,34 +192,43 @@ class Residents:
     async def _start(self, resident: Resident) -> Engine:
         if self._turn is None:
             self._turn = asyncio.Lock()
-        task, spec = asyncio.current_task(), resident.spec
-        if task is not None:
-            self._waiting.add(task)
-        async with self._turn:  # two engines that start at once measure each other's memory
-            self._waiting = {other for other in self._waiting if other is not task}
-            turn = time.perf_counter()
-            began: float | None = None
-            try:
+        waiting, spec = asyncio.current_task(), resident.spec
+        self._waiting.add(waiting)
+        try:
+            async with self._turn:  # two engines that start at once measure each other's memory
+                turn = time.perf_counter()
                 need, adapted = await self._make_room(resident)
+                self._waiting.discard(waiting)
                 began = time.perf_counter()
-                engine = self._under_way = self._factory(adapted)
-                await engine.start()
-            except ChancellorError as error:
-                if began is not None:  # memory that is not there now may be there the next moment
-                    self._breaker(resident.key).failed(error, time.perf_counter() - began)
-                raise
-            finally:
-                self._under_way = None
-            resident.engine, resident.start_s = engine, time.perf_counter() - began
-            self._took[resident.key] = time.perf_counter() - turn
-            self._breaker(resident.key).started()
-            if need is not None and self._room is not None:
-                room, ids = self._room, engine.process_ids()
+                engine = resident.starting = self._factory(adapted)
+                try:
+                    await engine.start()
+                except ChancellorError as error:
+                    if not resident.leaving:  # else somebody has interrupted it
+                        self._breaker(resident.key).failed(error, time.perf_counter() - began)
+                    raise
+                resident.engine, resident.start_s = engine, time.perf_counter() - began
+                self._took[resident.key] = time.perf_counter() - turn
+                self._breaker(resident.key).started()
+                if need is not None:
+                    await self._measure(resident, adapted, need)
+                progress.report("ready", spec.name, f"ready after {resident.start_s:.1f} s")
+                return engine
+        finally:
+            resident.starting = None
+            self._waiting.discard(waiting)
+
+    async def _measure(self, resident: Resident, adapted: ModelSpec, need: Estimate) -> None:
+        """Note what the engine takes. It runs: nothing that fails here may lose it."""
+        room, engine, held = self._room, resident.engine, None
+        try:
+            if room is not None and engine is not None:
+                ids = engine.process_ids()
                 held = await in_thread(lambda: room.took(adapted, ids, need))
-                # A KV cache is touched as it fills: what is not there yet is to come.
-                resident.takes = dict.fromkeys(need.devices, max(held or 0, resident.granted))
-            progress.report("ready", spec.name, f"ready after {resident.start_s:.1f} s")
-            return engine
+        except Exception:
+            logger.warning("What %r takes cannot be measured", adapted.name, exc_info=True)
+        # A KV cache is touched as it fills: what is not there yet is to come.
+        resident.takes = dict.fromkeys(need.devices, max(held or 0, resident.granted))
 
     async def _make_room(self, resident: Resident) -> tuple[Estimate | None, ModelSpec]:
         """Stop others until the engine fits. Return its needs, and its entry with the KV cache that it gets."""
@@ -222,10 +237,10 @@ class Residents:
         if room is None or need is None or not need.devices:
             return None, spec
         while True:
-            taken = Counter[str]()
-            for other in self._all.values():
-                taken.update(other.takes)
+            taken = self._taken()
             fit = await in_thread(lambda taken=taken: room.fit(need, taken))  # type: ignore[misc]
+            if taken != self._taken():  # one has ended meanwhile
+                continue
             victim = None if fit.comfortable or not fit.possible else self._least_recent(need.devices)
             if victim is not None:
                 progress.report("start", spec.name, f"waits for {victim.spec.name} to make room")
@@ -236,33 +251,58 @@ class Residents:
                 resident.granted = need.least - need.kv_cache_least + fit.kv_cache
                 return need, fitted(spec, fit)
 
+    def _taken(self) -> Counter[str]:
+        taken = Counter[str]()
+        for resident in self._all.values():
+            taken.update(resident.takes)
+        return taken
+
     def _least_recent(self, devices: tuple[str, ...]) -> Resident | None:
-        """Return which engine goes first: an idle one if there is one."""
-        others = [one for one in self._all.values() if one.engine and not one.pinned and set(devices) & set(one.takes)]
-        return min(others, key=lambda one: (one.users > 0, one.used), default=None)
+        """Return which engine goes first: a dead one if there is one, else an idle one."""
+        others = [one for one in self._all.values() if one.engine and set(devices) & set(one.takes)]
+        others = [one for one in others if one.dead or not one.pinned]
+        return min(others, key=lambda one: (not one.dead, one.users > 0, one.used), default=None)
 
     async def _retire(self, resident: Resident) -> None:
         least, most = _PATIENCE_S
         with suppress(TimeoutError):
-            await asyncio.wait_for(resident.idle.wait(), min(max(resident.start_s, least), most))
+            async with asyncio.timeout(min(max(resident.start_s, least), most)):
+                await resident.idle.wait()
+        if resident.pinned and not resident.dead:  # only now
+            return
         resident.leaving = True  # from now on, who wants it waits for its next start
         try:
-            await asyncio.wait_for(resident.idle.wait(), _DRAIN_S)
+            async with asyncio.timeout(_DRAIN_S):
+                await resident.idle.wait()
         except TimeoutError:
             if resident.engine is not None:
                 resident.engine.kill()
+        except asyncio.CancelledError:  # nobody needs the room any more
+            if resident.ending is None:
+                resident.stay()
+            raise
         await self._end(resident)
 
     async def _end(self, resident: Resident) -> None:
         """Close an engine, whether it runs, starts, or waits for its turn to start."""
+        await asyncio.shield(self._ending(resident))
+
+    def _ending(self, resident: Resident) -> "asyncio.Task[None]":
+        """Return what closes the engine: one task, however many want it closed and whoever of them is cancelled."""
+        resident.leaving = True
+        if resident.ending is None:
+            resident.ending = asyncio.create_task(self._finish(resident), context=contextvars.Context())
+        return resident.ending
+
+    async def _finish(self, resident: Resident) -> None:
         task = resident.task
-        waits = task in self._waiting
-        if waits:
-            task.cancel()
         try:
             while not task.done():
-                if self._under_way is not None and not waits:
-                    self._under_way.interrupt()
+                if task in self._waiting:
+                    task.cancel()
+                elif resident.starting is not None:
+                    with suppress(Exception):  # it is tried again, until the start has ended
+                        resident.starting.interrupt()
                 await asyncio.wait({task}, timeout=_INTERRUPT_EVERY_S)
             await task.result().close()
         except asyncio.CancelledError:
@@ -270,7 +310,8 @@ class Residents:
                 raise
         except Exception:
             logger.debug("An engine did not start or close cleanly", exc_info=True)
-        self._drop(resident)
+        finally:
+            self._drop(resident)
 
     async def _watch(self) -> None:
         """End engines that will not go on: their requests then do so elsewhere."""
@@ -278,6 +319,9 @@ class Residents:
             await asyncio.sleep(_LOOK_EVERY_S)
             for resident in tuple(self._all.values()):
                 engine = resident.engine
-                if engine is not None and engine.healthy() and (reason := engine.stalled()) is not None:
-                    logger.warning("The engine of %r is ended: %s", resident.spec.name, reason)
-                    engine.kill()
+                try:
+                    if engine is not None and engine.healthy() and (reason := engine.stalled()) is not None:
+                        logger.warning("The engine of %r is ended: %s", resident.spec.name, reason)
+                        engine.kill()
+                except Exception:  # the others are watched all the same
+                    logger.exception("The engine of %r cannot be watched", resident.spec.name)

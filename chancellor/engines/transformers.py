@@ -148,6 +148,8 @@ class TransformersEngine(Engine):
                     self._running = rest[0]
                     self._peak = max(self._peak, self._running)
                     self._recent_peak = max(self._recent_peak, self._running)
+                elif kind == "beat":
+                    continue
                 elif kind == "pieces":
                     for identity, token, text, logprobs in rest[0]:
                         self._pass_on(identity, ("piece", [[token], text, logprobs]))
@@ -264,7 +266,8 @@ class TransformersEngine(Engine):
             raise EngineDiedError(f"The engine of {self.spec.name!r} is gone.") from error
 
     def healthy(self) -> bool:
-        return self._connection is not None and self._process is not None and self._process.is_alive()
+        process = self._process  # other threads ask, too
+        return self._connection is not None and process is not None and process.is_alive()
 
     def stalled(self) -> str | None:
         return self._pulse.stalled(busy=bool(self._inboxes))

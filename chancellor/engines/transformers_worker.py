@@ -1,8 +1,8 @@
 """The process that a TransformersEngine runs: static batches through `model.generate`.
 
 It speaks over one pipe. In come `("ask", question)` and `("abort", id)`; out go `("ready", {})`,
-`("batch", size)`, `("pieces", [(id, token id, text, log probabilities), ...])`, `("done", id, fields)`, and
-`("failed", id, message)`.
+`("batch", size)`, `("pieces", [(id, token id, text, log probabilities), ...])`, `("done", id, fields)`,
+`("failed", id, message)`, and now and then `("beat",)` while there is nothing else to tell.
 """
 
 import importlib.util
@@ -27,6 +27,8 @@ __all__ = ["Question", "WorkerOptions", "work"]
 
 _GATHER_S: Final = 0.01
 """Requests that arrive this shortly after one another make one batch."""
+_BEAT_S: Final = 5.0
+"""How often a batch that nobody streams says that it goes on."""
 _ALONE_S: Final = 0.003
 """The same where the last batch was one request, and another is not expected."""
 
@@ -210,21 +212,24 @@ class _Steps(StoppingCriteria):  # type: ignore[misc]
         self.pieces: list[tuple[str, int, str, tuple[TokenLogprob, ...]]] = []
         self.sent = [question.answered_text for question in batch]
         self.reason: list[str | None] = [None] * len(batch)
-        self.first = 0.0
+        self.first, self.told = 0.0, began
         self.eos = set(worker.eos.tolist())
         # Text is needed at each step only where it is streamed or searched.
         self.reading = [question.stream or bool(question.stop) for question in batch]
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # noqa: ARG002 - transformers' signature
         newest = input_ids[:, -1].tolist()
-        if not self.first:
-            self.first = time.perf_counter()
+        now = time.perf_counter()
+        self.first = self.first or now
         for row, (question, token) in enumerate(zip(self.batch, newest, strict=True)):
             if self.reason[row] is None:
                 self._step(row, question, token)
         if self.pieces:  # one message a step, not one a row
             self.worker.connection.send(("pieces", self.pieces))
-            self.pieces = []
+            self.pieces, self.told = [], now
+        elif now - self.told > _BEAT_S:
+            self.worker.connection.send(("beat",))
+            self.told = now
         return torch.tensor([reason is not None for reason in self.reason], device=input_ids.device)
 
     def _step(self, row: int, question: Question, token: int) -> None:

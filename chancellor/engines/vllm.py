@@ -89,9 +89,12 @@ class VLLMEngine(Engine):
 
     def interrupt(self) -> None:
         self._interrupted = True
-        if self._llm is None and self._before is not None:
+        if self._llm is not None:  # it may hang in its first steps
+            self.kill()
+        elif self._before is not None:
             for process in with_children(engine_processes() - self._before):
-                process.kill()
+                with suppress(psutil.Error):
+                    process.kill()
 
     def _watch(self, llm: "AsyncLLM") -> None:
         """Notice when the engine's process is gone. vLLM does so itself, unless the process was asked to end."""
@@ -100,6 +103,7 @@ class VLLMEngine(Engine):
 
             def gone(sentinel: int = process.sentinel) -> None:
                 loop.remove_reader(sentinel)
+                self._sentinels.remove(sentinel)  # its number may be another engine's by the time this one is closed
                 if self._llm is llm:
                     self._fail(llm)
 
@@ -239,7 +243,8 @@ class VLLMEngine(Engine):
             self._answering -= 1
 
     def healthy(self) -> bool:
-        return self._llm is not None and not self._llm.errored and not self._exited
+        llm = self._llm  # other threads ask, too
+        return llm is not None and not llm.errored and not self._exited
 
     def stalled(self) -> str | None:
         return self._pulse.stalled(busy=self._answering > 0)

@@ -60,7 +60,7 @@ class Continuation:
         self.ended = self._text.update(list(delta.token_ids), delta.finish_reason == "stop") is not None
         text = self._first + self._text.get_next_output_text(finished=finished or self.ended, delta=True)
         self._first = ""
-        if self.ended and not finished:
+        if self.ended:
             delta = replace(delta, finish_reason="stop", output_tokens=produced, inference_time_s=seconds)
         figures = self._figures if finished or self.ended else {}
         return replace(delta, text=text, **figures)

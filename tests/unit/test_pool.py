@@ -127,7 +127,7 @@ def test_close_and_use_again(pool: EnginePool, fake_engine: type[FakeEngine]) ->
 
 def test_close_during_a_start_waits_and_closes(pool: EnginePool, fake_engine: type[FakeEngine]) -> None:
     fake_engine.start_s = 0.3
-    starter = threading.Thread(target=pool.start, args=(LIGHT,), daemon=True)
+    starter = threading.Thread(target=_start_quietly, args=(pool, LIGHT), daemon=True)
     starter.start()
     time.sleep(0.1)
     pool.close()

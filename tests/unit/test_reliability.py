@@ -1,8 +1,12 @@
 import asyncio
+import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
@@ -10,8 +14,13 @@ from chancellor import Catalog, FallbackOptions, ModelSpec, create_chancellor
 from chancellor.chat import ChatModels
 from chancellor.engines import Delta, EnginePool, GenerationRequest, Guide
 from chancellor.engines.breaker import Breaker
+from chancellor.engines.descent import Descent
 from chancellor.engines.ladder import Ladder
+from chancellor.engines.migration import Migration
+from chancellor.engines.pulse import Pulse
+from chancellor.engines.residents import Residents
 from chancellor.engines.room import Room
+from chancellor.engines.vllm import VLLMEngine
 from chancellor.errors import (
     BrokenCheckpointError,
     ChancellorError,
@@ -153,7 +162,7 @@ def test_no_step_without_leave(pool: EnginePool) -> None:
 
 
 def test_what_failed_is_not_started_for_each_request(pool: EnginePool) -> None:
-    plan = Plan(start_errors={"a/vllm/int8": [EngineStartError("x")]}, start_s=0.05)
+    plan = Plan(start_errors={"a/vllm/int8": [EngineStartError("x")]}, start_s=0.2)
     fail(pool, plan, request())
     for _ in range(3):
         deltas = list(pool.generate(A, request(), WAYS))
@@ -161,7 +170,9 @@ def test_what_failed_is_not_started_for_each_request(pool: EnginePool) -> None:
         assert step["step"] == "unquantised"
         assert "It will be tried again in" in step["reason"]
     assert [spec.scheme for spec in FaultyEngine.starts] == ["int8", None]
-    time.sleep(0.6)  # ten times what the failed start took
+    (paused,) = (breaker for breaker in pool._residents._breakers.values() if breaker.failures)
+    while paused.paused_s():  # ten times what the failed start took
+        time.sleep(0.05)
     deltas = list(pool.generate(A, request(), WAYS))
     assert deltas[-1].fallbacks == ()
     assert [spec.scheme for spec in FaultyEngine.starts] == ["int8", None, "int8"]
@@ -346,3 +357,368 @@ def test_the_graph_names_the_steps_in_its_metrics() -> None:
         graph.invoke(ask, context={**context, "model": "a"})
     pool.close()
     FaultyEngine.reset()
+
+
+async def answered(pool: EnginePool, spec: ModelSpec, **options: Any) -> str:
+    return whole([delta async for delta in pool.agenerate(spec, request(**options))])
+
+
+async def until(condition: Any) -> None:
+    for _ in range(500):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("It did not come.")
+
+
+def test_who_leaves_during_a_restart_does_not_use_the_engine_for_ever() -> None:
+    class Slow(Desk):
+        def free_mib(self, names: object = ()) -> float:
+            time.sleep(0.2)
+            return 1.0
+
+    FaultyEngine.reset(Plan(deaths=[0]))
+    pool = EnginePool(FaultyEngine, room=Slow(3))
+
+    async def scenario() -> None:
+        task = asyncio.create_task(answered(pool, A))
+        await until(lambda: len(FaultyEngine.starts) == 2 and any(one.users for one in pool._residents.ready()))
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        await until(lambda: all(one.users == 0 and one.idle.is_set() for one in pool._residents.ready()))
+
+    asyncio.run(scenario())
+    pool.close()
+
+
+class Slowly(FaultyEngine):
+    """Its memory is taken until its close is over."""
+
+    closes_s: ClassVar[float] = 0.3
+    held: ClassVar[int] = 0
+    closed = False
+
+    async def start(self) -> None:
+        await super().start()
+        Slowly.held += 3
+
+    async def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self.kill()
+        await asyncio.sleep(self.closes_s)
+        Slowly.held -= 3
+
+
+def test_who_makes_room_waits_for_a_close_that_is_under_way() -> None:
+    class Held(Desk):
+        def __init__(self, size: int) -> None:
+            super().__init__(size)
+            self._read = lambda: [Device("cpu", self.size, self.size - Slowly.held, self.size)]  # type: ignore[method-assign]
+
+    FaultyEngine.reset()
+    Slowly.held = 0
+    pool = EnginePool(Slowly, room=Held(3))
+
+    async def scenario() -> list[str]:
+        assert await answered(pool, A) == ANSWER
+        pool._residents.ready()[0].task.result().kill()
+        return list(await asyncio.gather(answered(pool, A), answered(pool, B)))
+
+    assert asyncio.run(scenario()) == [ANSWER, ANSWER]
+    pool.close()
+    assert Slowly.held == 0
+
+
+def test_an_orderly_close_is_no_death() -> None:
+    FaultyEngine.reset()
+    pool = EnginePool(Slowly)
+
+    async def scenario() -> None:
+        for _ in range(6):
+            assert await answered(pool, A) == ANSWER
+            stop = asyncio.create_task(pool.astop(A))
+            await asyncio.sleep(0.05)
+            assert await answered(pool, A) == ANSWER
+            await stop
+
+    asyncio.run(scenario())
+    assert not any(breaker._deaths or breaker.error for breaker in pool._residents._breakers.values())
+    pool.close()
+
+
+def test_a_start_that_was_stopped_has_not_failed() -> None:
+    class Interrupted(FaultyEngine):
+        interrupted = False
+
+        def interrupt(self) -> None:
+            self.interrupted = True
+
+        async def start(self) -> None:
+            await super().start()
+            if self.interrupted:
+                self.kill()
+                raise EngineStartError("It was interrupted.")
+
+    FaultyEngine.reset(Plan(start_s=0.2))
+    pool = EnginePool(Interrupted)
+
+    async def scenario() -> str:
+        asked = asyncio.create_task(answered(pool, A))
+        await until(lambda: FaultyEngine.starts)
+        await pool.astop(A)
+        with suppress(EngineStartError):
+            await asked
+        return whole([delta async for delta in pool.agenerate(A, request(), WAYS)])
+
+    assert asyncio.run(scenario()) == ANSWER
+    assert {spec.scheme for spec in FaultyEngine.starts} == {"int8"}
+    pool.close()
+
+
+def test_who_waits_for_room_can_be_stopped_and_nobody_is_sent_away_for_it(narrow: EnginePool) -> None:
+    FaultyEngine.plan.token_s = 0.05
+
+    async def scenario() -> tuple[float, list[str]]:
+        busy = asyncio.create_task(answered(narrow, A, max_tokens=60))
+        await until(lambda: FaultyEngine.requests)
+        wants_room = asyncio.create_task(narrow.astart(B))
+        await until(lambda: any(one.leaving for one in narrow._residents._all.values()))
+        later = asyncio.create_task(answered(narrow, A))  # it waits for the next start of its model
+        await asyncio.sleep(0.1)
+        wants_room.cancel()
+        began = time.perf_counter()
+        await narrow.astop(B)
+        took = time.perf_counter() - began
+        return took, list(await asyncio.gather(busy, later))
+
+    took, texts = asyncio.run(scenario())
+    assert took < 1
+    assert texts == [text_of(range(3, 63)), ANSWER]
+    assert [spec.name for spec in FaultyEngine.starts] == ["a"]
+
+
+def test_an_engine_that_somebody_takes_in_hand_makes_no_room(narrow: EnginePool) -> None:
+    FaultyEngine.plan.token_s = 0.05
+
+    async def scenario() -> None:
+        busy = asyncio.create_task(answered(narrow, A))
+        await until(lambda: FaultyEngine.requests)
+        wants_room = asyncio.create_task(narrow.astart(B))
+        await asyncio.sleep(0.1)
+        engine = await narrow.aengine(A)
+        with pytest.raises(OutOfMemoryError):
+            await wants_room
+        assert engine.healthy()
+        assert await busy == ANSWER
+
+    asyncio.run(scenario())
+
+
+def test_a_dead_engine_makes_room_first() -> None:
+    FaultyEngine.reset()
+    pool = EnginePool(FaultyEngine, room=Desk(6))
+    for model in (A, B):
+        list(pool.generate(model, request()))
+    pool._residents.ready()[1].task.result().kill()
+    list(pool.generate(B.model_copy(update={"source": "fake/c"}), request()))
+    list(pool.generate(A, request()))
+    assert [spec.source for spec in FaultyEngine.starts] == ["fake/a", "fake/b", "fake/c"]
+    pool.close()
+
+
+def test_an_engine_that_cannot_be_measured_runs_all_the_same() -> None:
+    class Blind(Desk):
+        def took(self, *_: object) -> None:
+            raise RuntimeError("The driver is gone.")
+
+    FaultyEngine.reset()
+    pool = EnginePool(FaultyEngine, room=Blind(3))
+    assert whole(list(pool.generate(A, request()))) == ANSWER
+    assert whole(list(pool.generate(B, request()))) == ANSWER
+    assert FaultyEngine.most == 1
+    pool.close()
+    assert not any(FaultyEngine.alive.values())
+
+
+def test_one_engine_that_cannot_be_watched_does_not_end_the_watch() -> None:
+    class Odd(FaultyEngine):
+        def stalled(self) -> str | None:
+            if self.spec.name == "b":
+                raise OSError("no such process")
+            return super().stalled()
+
+    FaultyEngine.reset(Plan(token_s=0.05))
+    pool = EnginePool(Odd)
+    pool.start(B)
+    time.sleep(1.1)
+    stream = pool.generate(A, request())
+    first = next(stream)
+    FaultyEngine.plan.hangs = True
+    assert whole([first, *stream]) == ANSWER
+    pool.close()
+
+
+def test_a_start_that_succeeds_ends_the_pause() -> None:
+    breaker = Breaker(lambda: 0.0)
+    breaker.failed(EngineStartError("x"), 5.0)
+    breaker.started()  # without another way a request may try again at once
+    assert breaker.paused_s() == 0
+
+
+def test_who_waits_for_the_same_start_gets_an_error_of_its_own(pool: EnginePool) -> None:
+    errors: dict[str, list[ChancellorError]] = {
+        "a/vllm/int8": [EngineStartError("The first error.", hint="A hint.")],
+        "a/vllm/None": [EngineStartError("x")],
+    }
+    FaultyEngine.reset(Plan(start_errors=errors, start_s=0.1))
+    ways = Ladder(FallbackOptions.none().model_copy(update={"unquantised": True}))
+
+    async def one() -> ChancellorError | None:
+        try:
+            [delta async for delta in pool.agenerate(A, request(), ways)]
+        except ChancellorError as error:
+            return error
+        return None
+
+    async def four() -> list[ChancellorError | None]:
+        return list(await asyncio.gather(*(one() for _ in range(4))))
+
+    caught = [error for error in asyncio.run(four()) if error is not None]
+    assert len(caught) == 4
+    assert all(error.hint.count("Tried besides") == 1 for error in caught)
+    held = [breaker.error for breaker in pool._residents._breakers.values() if breaker.error is not None]
+    assert all(error.__traceback__ is None and "Tried" not in error.hint for error in held)
+
+
+def test_errors_keep_what_they_carry() -> None:
+    died, busy = EngineDiedError("x", hint="y"), EngineBusyError("z")
+    died.partial, busy.retry_after_s = "the cat", 7.0
+    assert pickle.loads(pickle.dumps(died)).partial == "the cat"
+    assert pickle.loads(pickle.dumps(busy)).retry_after_s == 7.0
+
+
+def test_who_was_let_in_is_not_sent_away_after_a_death() -> None:
+    FaultyEngine.reset()
+    small = A.model_copy(update={"engine": A.engine.model_copy(update={"max_queue": 1})})
+
+    async def scenario() -> None:
+        residents = Residents(FaultyEngine)
+        resident = await residents.enter(small)
+        with pytest.raises(EngineBusyError):
+            await Descent(small, None, residents).enter(emitted=False)
+        descent = Descent(small, None, residents)
+        await descent.died(EngineDiedError("x"))
+        assert await descent.enter(emitted=True) is resident
+        await residents.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_request_whose_thoughts_are_parsed_is_replayed_with_a_seed(pool: EnginePool) -> None:
+    thinking = B.model_copy(update={"engine": B.engine.model_copy(update={"reasoning_parser": "qwen3"})})
+    FaultyEngine.reset(Plan(deaths=[4]))
+    assert whole(list(pool.generate(thinking, request()))) == ANSWER
+    first, second = FaultyEngine.requests
+    assert second.answered == ()
+    assert first.seed == second.seed
+    assert first.seed is not None
+
+
+def test_a_replay_that_ends_before_what_had_come_is_an_error() -> None:
+    class Shorter(FaultyEngine):
+        async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+            if FaultyEngine.requests:
+                request = replace(request, max_tokens=3)
+            async for delta in super().generate(request):
+                yield delta
+
+    FaultyEngine.reset(Plan(deaths=[6]))
+    pool = EnginePool(Shorter)
+    with pytest.raises(EngineDiedError, match="shorter"):
+        list(pool.generate(A, request(guide=Guide("regex", ".*"))))
+    pool.close()
+
+
+def test_a_death_after_the_last_delta_changes_nothing() -> None:
+    class Late(FaultyEngine):
+        async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+            async for delta in super().generate(request):
+                yield delta
+            self.kill()
+            raise EngineDiedError("It died when all was said.")
+
+    FaultyEngine.reset()
+    pool = EnginePool(Late)
+    assert whole(list(pool.generate(A, request()))) == ANSWER
+    assert len(FaultyEngine.starts) == 1
+    pool.close()
+
+
+def test_text_without_tokens_is_not_made_twice() -> None:
+    migration = Migration(request())
+    engine = FaultyEngine(A)
+    migration.request(engine)
+    assert [delta.text for delta in migration.take(Delta("the cat"))] == ["the cat"]
+    assert migration.emitted
+    assert migration.goes_on()
+    migration.request(engine)
+    assert [delta.text for delta in migration.take(Delta("the cat sat"))] == [" sat"]
+    assert Migration(request()).ended(EngineDiedError("x")).partial == ""
+    closed = Migration(request())
+    list(closed.take(Delta("the", (1,))))
+    assert closed.ended(EngineDiedError("x")).partial == "the"
+
+
+def test_a_deadline_does_not_wait_for_a_restart(pool: EnginePool) -> None:
+    FaultyEngine.reset(Plan(deaths=[2], token_s=0.02))
+    stream = pool.generate(A, request(timeout_s=0.5))
+    next(stream)
+    FaultyEngine.plan.start_s = 3.0
+    began = time.perf_counter()
+    with pytest.raises(GenerationTimeoutError):
+        list(stream)
+    assert time.perf_counter() - began < 2
+
+
+def test_a_pause_of_the_whole_program_is_no_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("chancellor.engines.pulse.time", SimpleNamespace(monotonic=lambda: now[0]))
+    pulse = Pulse()
+    reasons = []
+    for at in (1, 2, 1000, *range(1001, 1040)):  # Ctrl-Z and fg, or a virtual machine that was put to sleep
+        now[0] = float(at)
+        reasons.append(pulse.stalled(busy=True))
+    assert reasons[:30] == [None] * 30
+    assert reasons[-1] is not None
+
+
+def test_a_start_that_hangs_in_its_first_steps_can_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, killed = VLLMEngine(B), []
+    monkeypatch.setattr(engine, "kill", lambda: killed.append(True))
+    engine._llm = SimpleNamespace()
+    engine.interrupt()
+    assert killed == [True]
+
+
+def test_a_batch_that_nobody_streams_says_that_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from chancellor.engines import transformers_worker
+
+    now = [100.0]
+    monkeypatch.setattr(transformers_worker, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    sent: list[Any] = []
+    worker: Any = SimpleNamespace(
+        tokenizer=SimpleNamespace(backend_tokenizer=None),
+        eos=torch.tensor([]),
+        connection=SimpleNamespace(send=sent.append),
+        aborted=set(),
+    )
+    question = transformers_worker.Question("1", [1], 10_000, 0.0, 1.0, None, (), True, False, 0.0)
+    steps = transformers_worker._Steps(worker, [question], 1, now[0])
+    for _ in range(20):
+        now[0] += 1
+        steps(torch.tensor([[1, 2]]), None)
+    assert sent == [("beat",)] * 3
