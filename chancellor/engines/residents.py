@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
@@ -12,11 +12,11 @@ from typing import Final
 from chancellor import progress
 from chancellor.catalog import ModelSpec
 from chancellor.engines.base import Engine
-from chancellor.engines.breaker import Breaker
+from chancellor.engines.gate import Gate
 from chancellor.engines.host import in_thread
 from chancellor.engines.resident import Resident, key_of
 from chancellor.engines.room import Room, fitted, too_little
-from chancellor.errors import ChancellorError, EngineBusyError, EngineDiedError
+from chancellor.errors import ChancellorError, EngineDiedError
 from chancellor.memory import Estimate
 
 __all__ = ["Residents"]
@@ -27,8 +27,8 @@ _LOOK_EVERY_S: Final = 1.0
 _DRAIN_S: Final = 600.0
 """How long requests may take to end on an engine that has to go; then it is killed, and they go on elsewhere."""
 _PATIENCE_S: Final = 1.0, 30.0
-_BATCHES: Final = 16
-_BATCH: Final = 64
+_FREED_S: Final = 15.0
+"""How long a device may take to give back what an engine had."""
 
 
 class Residents:
@@ -43,13 +43,12 @@ class Residents:
         self._factory = factory
         self._room = room
         self._all: dict[str, Resident] = {}
-        self._breakers: dict[str, Breaker] = {}
+        self._gate = Gate()
         self._queued: Counter[str] = Counter()
         self._took: dict[str, float] = {}
         self._turn: asyncio.Lock | None = None
         self._waiting: set[asyncio.Task[Engine] | None] = set()  # for their turn to start, or for room
         self._watching: asyncio.Task[None] | None = None
-        self._ended: deque[float] = deque(maxlen=_BATCH)
         self.closing = False
 
     def ready(self) -> list[Resident]:
@@ -74,7 +73,8 @@ class Residents:
         """
         key = key_of(spec)
         if not again:
-            self._admit(key, spec)
+            resident = self._all.get(key)
+            self._gate.admit(spec, self._queued[key] + (resident.users if resident is not None else 0))
         self._queued[key] += 1
         try:
             resident = await self._get(spec, key, elsewhere=elsewhere)
@@ -86,7 +86,7 @@ class Residents:
     def leave(self, resident: Resident) -> None:
         """Give up an engine that `enter` has returned."""
         resident.leave()
-        self._ended.append(time.monotonic())
+        self._gate.ended()
 
     async def get(self, spec: ModelSpec) -> Resident:
         """Return the model's engine, started where needed."""
@@ -119,30 +119,19 @@ class Residents:
         """Return what the fullest device has free, in MiB. Reads files: not for a loop."""
         return self._room.free_mib() if self._room is not None else None
 
-    def _admit(self, key: str, spec: ModelSpec) -> None:
-        resident = self._all.get(key)
-        under_way = self._queued[key] + (resident.users if resident is not None else 0)
-        most = spec.engine.max_queue or _BATCHES * (spec.engine.max_num_seqs or _BATCH)
-        if under_way < most:
-            return
-        took = self._ended[-1] - self._ended[0] if len(self._ended) > 1 else 0.0
-        error = EngineBusyError(f"{under_way} requests are under way with {spec.name!r}, and no more may wait.")
-        error.retry_after_s = round(min(max(took, 1.0), 60.0), 1)  # what the last batch of answers took
-        raise error
-
     async def _get(self, spec: ModelSpec, key: str, *, elsewhere: bool) -> Resident:
         while True:
             if self.closing:
                 raise EngineDiedError("The engines are being closed.")
             resident = self._all.get(key)
             if resident is None:
-                self._check(key, elsewhere=elsewhere)
+                self._gate.check(key, elsewhere=elsewhere)
                 resident = self._begin(spec, key)
             elif resident.leaving:
                 await resident.gone.wait()
                 continue
             elif resident.dead:
-                self._breaker(key).died(EngineDiedError(f"The engine of {spec.name!r} keeps dying."))
+                self._gate.breaker(key).died(EngineDiedError(f"The engine of {spec.name!r} keeps dying."))
                 self._ending(resident)
                 continue
             try:
@@ -155,20 +144,6 @@ class Residents:
                 await resident.gone.wait()  # not the caller was cancelled, but the start
             if self._all.get(key) is resident and resident.usable:
                 return resident
-
-    def _check(self, key: str, *, elsewhere: bool) -> None:
-        """Refuse what has failed lately. One failure alone is no reason, where there is nothing else to do."""
-        breaker = self._breakers.get(key)
-        if breaker is None or breaker.error is None or not (wait := breaker.paused_s()):
-            return
-        if breaker.failures == 1 and not elsewhere:
-            return
-        raise type(breaker.error)(
-            f"{breaker.error.message} It will be tried again in {wait:.0f} s.", hint=breaker.error.hint
-        )
-
-    def _breaker(self, key: str) -> Breaker:
-        return self._breakers.setdefault(key, Breaker())
 
     def _begin(self, spec: ModelSpec, key: str) -> Resident:
         resident = Resident(spec, key)
@@ -205,11 +180,11 @@ class Residents:
                     await engine.start()
                 except ChancellorError as error:
                     if not resident.leaving:  # else somebody has interrupted it
-                        self._breaker(resident.key).failed(error, time.perf_counter() - began)
+                        self._gate.breaker(resident.key).failed(error, time.perf_counter() - began)
                     raise
                 resident.engine, resident.start_s = engine, time.perf_counter() - began
                 self._took[resident.key] = time.perf_counter() - turn
-                self._breaker(resident.key).started()
+                self._gate.breaker(resident.key).started()
                 if need is not None:
                     await self._measure(resident, adapted, need)
                 progress.report("ready", spec.name, f"ready after {resident.start_s:.1f} s")
@@ -227,7 +202,7 @@ class Residents:
                 held = await in_thread(lambda: room.took(adapted, ids, need))
         except Exception:
             logger.warning("What %r takes cannot be measured", adapted.name, exc_info=True)
-        # A KV cache is touched as it fills: what is not there yet is to come.
+        # transformers' memory grows with its first batches: what is not there yet is to come.
         resident.takes = dict.fromkeys(need.devices, max(held or 0, resident.granted))
 
     async def _make_room(self, resident: Resident) -> tuple[Estimate | None, ModelSpec]:
@@ -236,6 +211,7 @@ class Residents:
         need = None if room is None else await in_thread(lambda: room.expected(spec))
         if room is None or need is None or not need.devices:
             return None, spec
+        freed = 0.0
         while True:
             taken = self._taken()
             fit = await in_thread(lambda taken=taken: room.fit(need, taken))  # type: ignore[misc]
@@ -245,6 +221,9 @@ class Residents:
             if victim is not None:
                 progress.report("start", spec.name, f"waits for {victim.spec.name} to make room")
                 await self._retire(victim)
+                freed = time.monotonic()
+            elif fit.occupied and time.monotonic() - freed < _FREED_S:  # a GPU's memory comes back with a delay
+                await asyncio.sleep(_INTERRUPT_EVERY_S)
             elif fit.kv_cache is None:
                 raise too_little(spec, need, fit)
             else:

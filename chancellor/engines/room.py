@@ -25,6 +25,8 @@ class Fit:
     """Whether it would fit if no other engine of ours ran."""
     available: int
     """Bytes for the whole engine, on the fullest of its devices."""
+    occupied: bool = False
+    """Whether the budget would do, and what is missing is in use by others, or has not been given back yet."""
     share: float | None = None
     """What it then takes of its smallest GPU; None on a CPU."""
 
@@ -63,9 +65,11 @@ class Room:
         alone = min(min(device.budget, device.free + ours[device.name]) for device in own)
         fixed = need.least - need.kv_cache_least
         granted = min(need.kv_cache, available - fixed)
+        enough = fixed + max(need.kv_cache_least, need.kv_cache // 2)
         return Fit(
             kv_cache=granted if granted >= need.kv_cache_least else None,
-            comfortable=granted >= max(need.kv_cache_least, need.kv_cache // 2),
+            comfortable=available >= enough,
+            occupied=available < enough <= min(device.budget - ours[device.name] for device in own),
             possible=alone >= need.least,
             available=max(0, available),
             share=_share(own, fixed + max(granted, need.kv_cache_least)),

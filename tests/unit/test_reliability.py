@@ -170,7 +170,7 @@ def test_what_failed_is_not_started_for_each_request(pool: EnginePool) -> None:
         assert step["step"] == "unquantised"
         assert "It will be tried again in" in step["reason"]
     assert [spec.scheme for spec in FaultyEngine.starts] == ["int8", None]
-    (paused,) = (breaker for breaker in pool._residents._breakers.values() if breaker.failures)
+    (paused,) = (breaker for breaker in pool._residents._gate._breakers.values() if breaker.failures)
     while paused.paused_s():  # ten times what the failed start took
         time.sleep(0.05)
     deltas = list(pool.generate(A, request(), WAYS))
@@ -445,7 +445,7 @@ def test_an_orderly_close_is_no_death() -> None:
             await stop
 
     asyncio.run(scenario())
-    assert not any(breaker._deaths or breaker.error for breaker in pool._residents._breakers.values())
+    assert not any(breaker._deaths or breaker.error for breaker in pool._residents._gate._breakers.values())
     pool.close()
 
 
@@ -589,7 +589,7 @@ def test_who_waits_for_the_same_start_gets_an_error_of_its_own(pool: EnginePool)
     caught = [error for error in asyncio.run(four()) if error is not None]
     assert len(caught) == 4
     assert all(error.hint.count("Tried besides") == 1 for error in caught)
-    held = [breaker.error for breaker in pool._residents._breakers.values() if breaker.error is not None]
+    held = [breaker.error for breaker in pool._residents._gate._breakers.values() if breaker.error is not None]
     assert all(error.__traceback__ is None and "Tried" not in error.hint for error in held)
 
 

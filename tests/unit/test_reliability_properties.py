@@ -156,7 +156,8 @@ def test_whatever_dies_no_token_is_lost_or_doubled(deaths: list[int], retries: i
     FaultyEngine.reset(Plan(deaths=list(deaths)))
     pool = EnginePool(FaultyEngine)
     asked = GenerationRequest([{"role": "user", "content": "abc"}], max_tokens=tokens, stream=stream, retries=retries)
-    text, made, ended = "", [], None
+    made: list[int] = []
+    text, ended = "", None
     try:
         for delta in pool.generate(MODELS[0], asked):
             text += delta.text
