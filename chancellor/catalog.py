@@ -42,8 +42,8 @@ class EngineOptions(BaseModel):
     max_model_len: Annotated[int, Field(ge=16)] = 4096
     """Longest prompt plus answer, in tokens; never more than the model was trained for."""
     gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
-    """Share of the GPU's total memory that the engine takes, KV cache included, where it is set; docs/reliability.md says
-    what it takes otherwise."""
+    """Share of the GPU's total memory that the engine takes, KV cache included, where it is set; docs/reliability.md
+    says what it takes otherwise."""
     tensor_parallel_size: Annotated[int | None, Field(ge=1)] = None
     """Number of GPUs; None takes the most that the model's attention heads can be split over."""
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
