@@ -1,15 +1,18 @@
 """Memory and utilisation of this process, its engines, and the GPUs. None stands for what cannot be read."""
 
+import ctypes
+import gc
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 import psutil
 
 from chancellor import gpus
 
-__all__ = ["ProcessTree", "Usage", "measure", "stale"]
+__all__ = ["ProcessTree", "Usage", "give_back", "measure", "stale"]
 
 _MIB: Final = 2**20
 _FRESH_S: Final = 1.0
@@ -48,6 +51,17 @@ def measure() -> Usage:
                 ),
             )
         return _latest[1]
+
+
+def give_back() -> None:
+    """Free what objects that nobody needs any more hold, and return it to the system: an engine leaves 20 MiB and more.
+
+    Takes a tenth of a second and more. Python's collector comes by too seldom for objects that are few and large, and
+    glibc keeps what threads that have ended had.
+    """
+    gc.collect()
+    with suppress(AttributeError, OSError):  # another libc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class ProcessTree:

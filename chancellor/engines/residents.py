@@ -18,6 +18,7 @@ from chancellor.engines.resident import Resident, key_of
 from chancellor.engines.room import Room, fitted, too_little
 from chancellor.errors import ChancellorError, EngineDiedError
 from chancellor.memory import Estimate
+from chancellor.resources import give_back
 
 __all__ = ["Residents"]
 
@@ -291,6 +292,9 @@ class Residents:
             logger.debug("An engine did not start or close cleanly", exc_info=True)
         finally:
             self._drop(resident)
+        if not self.closing:
+            resident.engine = None
+            await in_thread(give_back)
 
     async def _watch(self) -> None:
         """End engines that will not go on: their requests then do so elsewhere."""
