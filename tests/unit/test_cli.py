@@ -96,7 +96,9 @@ def test_checkpoints_that_do_not_do(tmp_path: Path) -> None:
 
 
 def test_a_missing_extra(tmp_path: Path) -> None:
-    (tmp_path / "vllm.py").write_text("raise ImportError('no vllm here', name='vllm')", encoding="utf-8")
+    for name in ("vllm", "transformers"):  # without the one, the other would answer
+        text = f"raise ImportError('not here', name='{name}')"
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
     made = run("ask", "hello", PYTHONPATH=str(tmp_path))
     fails(made, "'vllm' is not installed", "pip install 'chancellor[cpu]'")
 
