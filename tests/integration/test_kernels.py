@@ -1,6 +1,5 @@
 """TorchAO's weights on vLLM's kernels: single layers, parallel layers, whole models, and a server without our code."""
 
-import asyncio
 import json
 import os
 import signal
@@ -86,9 +85,9 @@ def spec(name: str, source: object, *, scheme: str | None = None, **engine: Any)
     )
 
 
-def kernels(pool: EnginePool, model: ModelSpec) -> dict[str, int]:
-    engine = asyncio.run(pool.aengine(model))
-    found: list[dict[str, int]] = pool._host.call(engine.inner().collective_rpc("linear_kernels"))
+async def kernels(pool: EnginePool, model: ModelSpec) -> dict[str, int]:
+    engine = await pool.aengine(model)
+    found: list[dict[str, int]] = await pool.arun(engine.inner().collective_rpc("linear_kernels"))
     return found[0]
 
 
@@ -111,7 +110,7 @@ async def test_at_load_gives_what_the_checkpoint_gives(pool: EnginePool, tiny: P
     answers = {}
     for model in (written, at_load, head, stock):
         answers[model.name] = await text(pool, model)
-        found = kernels(pool, model)
+        found = await kernels(pool, model)
         layers = "none, Int8Tensor" if model is stock else INT8_KERNEL
         output = INT8_KERNEL if model is head else "none, Parameter"
         assert found == {layers: 8, f"head: {output}": 1}, model.name
@@ -134,7 +133,7 @@ async def test_rules_for_single_layers(pool: EnginePool, tiny: Path, tmp_path: P
     options = {"quantization": "torchao", "hf_overrides": {"quantization_config_file": str(file)}}
     model = spec("mixed", tiny, vllm=options)
     assert await text(pool, model)
-    found = kernels(pool, model)
+    found = await kernels(pool, model)
     assert found == {INT8_KERNEL: 6, INT4_KERNEL: 1, "none, Parameter": 1, "head: none, Parameter": 1}
     await pool.astop(model)
 
@@ -144,7 +143,7 @@ async def test_an_int4_checkpoint(pool: EnginePool, tiny: Path, tmp_path: Path) 
     model = spec("int4", folder)
     assert prepare(model, "float16").scheme == "int4wo"
     assert len(await text(pool, model)) > 0
-    assert kernels(pool, model) == {INT4_KERNEL: 8, "head: none, Parameter": 1}
+    assert await kernels(pool, model) == {INT4_KERNEL: 8, "head: none, Parameter": 1}
     await pool.astop(model)
     assert weights_bytes(folder) < 0.5 * weights_bytes(tiny)
 
