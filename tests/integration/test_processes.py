@@ -102,7 +102,10 @@ def test_a_script_without_a_main_guard(tiny_catalog: str, tmp_path: Path, end: s
 
 def test_a_model_that_loads_but_cannot_run(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", hidden=32, heads=2)  # vLLM has no CPU attention for heads of 16
-    command = [sys.executable, "-m", "chancellor.cli", "ask", "--config", write_catalog(tmp_path, model), "hello"]
+    config = Path(write_catalog(tmp_path, model))
+    # Else plain transformers would answer: tests/integration/test_faults.py.
+    config.write_text("[fallback]\ntransformers = false\n" + config.read_text(encoding="utf-8"), encoding="utf-8")
+    command = [sys.executable, "-m", "chancellor.cli", "ask", "--config", str(config), "hello"]
     made = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert made.returncode == 2, made.stderr
     assert "cannot run it" in made.stderr
