@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from chancellor.catalog import ModelSpec
-from chancellor.engines.hardware import default_dtype
 from chancellor.errors import (
     ChancellorError,
     CheckpointError,
@@ -102,7 +101,9 @@ def _shorter(spec: ModelSpec) -> Iterator[Rung]:
 
 
 def _unquantised(spec: ModelSpec) -> ModelSpec:
-    options = spec.engine.model_copy(update={"dtype": spec.engine.dtype or default_dtype(), "quantize_lm_head": False})
+    options = spec.engine.model_copy(
+        update={"quantize_lm_head": False}
+    )  # without a dtype: bfloat16, where there is any
     return spec.model_copy(update={"scheme": None, "engine": options})
 
 

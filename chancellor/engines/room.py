@@ -82,10 +82,9 @@ class Room:
             self._ledger.record(spec, held)
         return held
 
-    def free_mib(self, names: Iterable[str] = ()) -> float | None:
-        """Return what the fullest of the devices has free, in MiB; of all devices without names."""
-        names = set(names)
-        free = [device.free for device in self._read() if not names or device.name in names]
+    def free_mib(self) -> float | None:
+        """Return what the fullest of the devices has free, in MiB."""
+        free = [device.free for device in self._read()]
         return round(min(free) / 2**20, 1) if free else None
 
 

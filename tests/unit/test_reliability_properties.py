@@ -99,7 +99,6 @@ def test_what_is_granted_fits(budget: int, free: int, taken: int, weights: int, 
         assert fit.possible == (fit.kv_cache is not None)
 
 
-@settings(deadline=None)  # the first example imports torch
 @given(options=options, causes=st.lists(st.sampled_from(CAUSES), min_size=60, max_size=60))
 def test_every_way_down_ends_and_takes_no_step_twice_or_without_leave(options: FallbackOptions, causes: Any) -> None:
     ladder = Ladder(options, lambda: MODELS[1:])
