@@ -9,6 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 from chancellor.settings import settings
 
 __all__ = ["LOG_VARIABLE", "file_handler", "log_file", "refusal_in", "shortage_in", "vllm_logging_config"]
@@ -24,16 +26,32 @@ _SHORTAGE = re.compile(
 )
 
 
-@cache
 def log_file() -> Path:
-    """Return this process's log file; the oldest logs of earlier processes are removed."""
-    folder = settings().log_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in sorted(folder.glob("engine-*.log"))[:-_KEPT]:
-        old.unlink(missing_ok=True)
-    path = folder / f"engine-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    path.touch()
+    """Return this process's log file, which exists, also where somebody has cleaned up meanwhile."""
+    path = _path()
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     return path
+
+
+@cache
+def _path() -> Path:
+    folder = settings().log_dir
+    _tidy(folder)
+    return folder / f"engine-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+
+
+def _tidy(folder: Path) -> None:
+    """Remove the oldest logs of processes that have ended."""
+    ended = [log for log in sorted(folder.glob("engine-*.log")) if not _in_use(log)]
+    for log in ended[:-_KEPT]:
+        log.unlink(missing_ok=True)
+
+
+def _in_use(log: Path) -> bool:
+    pid = log.stem.rpartition("-")[2]
+    return pid.isdecimal() and psutil.pid_exists(int(pid))
 
 
 def refusal_in(log: Path, since: int) -> str | None:
