@@ -45,7 +45,7 @@ class FakeEngine(Engine):
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         self.requests.append(request)
-        question = str(request.messages[-1]["content"])
+        question = str(request.messages[-1]["content"] if request.prompt is None else request.prompt)
         if question == "die":
             self.alive = False
             raise EngineDiedError("The fake died.")

@@ -18,7 +18,7 @@ from chancellor.catalog import Catalog, ModelSpec
 from chancellor.chat.messages import chunk_of, message_of, to_engine
 from chancellor.chat.options import ToolLike, check_names, choice_of, guide_of, tools_of
 from chancellor.chat.structured import structured_output
-from chancellor.chat.substitutes import substitutes
+from chancellor.chat.substitutes import ladder_of
 from chancellor.context import explain
 from chancellor.engines import Delta, EnginePool, GenerationRequest, default_pool
 from chancellor.engines.answers.schemas import tight
@@ -86,9 +86,7 @@ class ChatVLLM(BaseChatModel):
     def _find(self) -> Self:
         self._catalog = self.catalog if self.catalog is not None else Catalog.load()
         self._spec = self._catalog.usable(self.model)
-        catalog, spec = self._catalog, self._spec
-        others = (lambda: substitutes(catalog, spec)) if self.substitute else None
-        self._ladder = Ladder(catalog.fallback, others)
+        self._ladder = ladder_of(self._catalog, self._spec, substitute=self.substitute)
         return self
 
     def _resolve_model_profile(self) -> ModelProfile | None:

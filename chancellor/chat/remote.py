@@ -1,12 +1,11 @@
 """Models on servers that speak OpenAI's protocol, by langchain-openai."""
 
-import os
-
 from langchain_core.language_models import BaseChatModel
 
 from chancellor.catalog import ModelSpec
 from chancellor.context import Context
-from chancellor.errors import CatalogError, MissingDependencyError
+from chancellor.engines.remote_server import api_key
+from chancellor.errors import MissingDependencyError
 
 __all__ = ["remote_model"]
 
@@ -23,16 +22,10 @@ def remote_model(spec: ModelSpec) -> BaseChatModel:
     except ImportError:
         raise MissingDependencyError.of("langchain-openai", "remote") from None
     options, defaults = spec.engine, Context()
-    key = "none"
-    if options.api_key_env is not None and not (key := os.environ.get(options.api_key_env, "")):
-        raise CatalogError(
-            f"{spec.name!r} needs the key in {options.api_key_env}, which is not set.",
-            hint=f"Set it: export {options.api_key_env}=...",
-        )
     return ChatOpenAI(
         model=spec.source,
         base_url=options.base_url,
-        api_key=key,
+        api_key=api_key(spec),
         temperature=defaults.temperature,
         max_completion_tokens=defaults.max_tokens,
         stream_usage=True,

@@ -130,6 +130,48 @@ def doctor(config: Config = None, as_json: Json = False) -> None:
     run(config, as_json=as_json)
 
 
+@app.command()
+def serve(
+    config: Config = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless told otherwise.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one, 8000 is the default.")] = None,
+    preload: Annotated[
+        list[str] | None, typer.Option(help="Model to start at once; or all, none, auto. Can be repeated.")
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File with API keys, one a line; or CHANCELLOR_SERVE_API_KEYS=a,b.")
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(help="Name by which the server may be called. Can be repeated.")
+    ] = None,
+    max_requests: Annotated[int | None, typer.Option(help="Most requests under way; more get 429.")] = None,
+    max_body_mib: Annotated[float | None, typer.Option(help="Largest request body.")] = None,
+    max_tokens_limit: Annotated[int | None, typer.Option(help="Most tokens that a request may ask for.")] = None,
+    timeout_s: Annotated[float | None, typer.Option("--timeout", help="Seconds that a request may take.")] = None,
+    drain_s: Annotated[float | None, typer.Option("--drain", help="Seconds to finish requests after SIGTERM.")] = None,
+    log_prompts: Annotated[bool | None, typer.Option("--log-prompts", help="Log what is asked and answered.")] = None,
+) -> None:
+    """Serve the models, and the Chancellor's choice among them, over OpenAI's protocol."""
+    from chancellor.cli.serve import run
+
+    run(
+        config,
+        {
+            "host": host,
+            "port": port,
+            "preload": preload,
+            "api_key_file": api_key_file,
+            "allowed_hosts": allowed_host,
+            "max_requests": max_requests,
+            "max_body_mib": max_body_mib,
+            "max_tokens_limit": max_tokens_limit,
+            "timeout_s": timeout_s,
+            "drain_s": drain_s,
+            "log_prompts": log_prompts,
+        },
+    )
+
+
 bench_app = typer.Typer(invoke_without_command=True, help="Measure speed, or compare two measurements.")
 app.add_typer(bench_app, name="bench")
 

@@ -26,12 +26,20 @@ class Guide:
 class GenerationRequest:
     """One request. Messages are in the form of OpenAI's: {"role": ..., "content": ..., "tool_calls": [...]}."""
 
-    messages: list[dict[str, Any]]
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    prompt: str | tuple[int, ...] | None = None
+    """A text, or token ids, to be continued as it stands, instead of messages."""
     max_tokens: int = 512
     """Most new tokens; the model's context can end the answer earlier."""
     temperature: float = 0.7
     top_p: float = 1.0
     seed: int | None = None
+    presence_penalty: float = 0.0
+    """Taken once off the logit of each token that the answer has already; from -2 to 2."""
+    frequency_penalty: float = 0.0
+    """Taken off the logit of a token for each time that the answer has it; from -2 to 2."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids with what is added to their logits."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer; they are not part of it."""
     logprobs: int | None = None
@@ -103,7 +111,7 @@ class Delta:
     queue_time_s: float | None = None
     """Seconds that the request waited in the engine for its first turn."""
     model: str | None = None
-    """Name of the model that answered."""
+    """Name of the model that answers: on the last delta, and on all where it is not the one that was asked."""
     engine: str | None = None
     """Kind of the engine that answered."""
     quantization: str | None = None

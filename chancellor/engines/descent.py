@@ -69,10 +69,11 @@ class Descent:
         self._died = error
 
     def noted(self, delta: Delta) -> Delta:
-        """Return the delta with the steps, if it is the last."""
-        if delta.finish_reason is None or not self._steps:
+        """Return the delta with the model that it is from, where that is another, and the last one with the steps."""
+        if not self._steps:
             return delta
-        return replace(delta, fallbacks=tuple(self._steps))
+        steps = () if delta.finish_reason is None else tuple(self._steps)
+        return replace(delta, model=delta.model or self._spec.name, fallbacks=steps)
 
     async def _below(self, cause: Cause) -> Rung | None:
         """Return the nearest way that has not failed yet."""

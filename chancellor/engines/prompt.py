@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from chancellor.errors import GenerationError
+from chancellor.engines.base import GenerationRequest
+from chancellor.errors import GenerationError, InvalidInputError
 
-__all__ = ["RAW_STOP", "Prompt", "render"]
+__all__ = ["RAW_STOP", "Prompt", "prompt_of", "render"]
 
 RAW_STOP: Final = ("\n\n", "###")
 """What ends a raw completion, for models without a chat template."""
@@ -16,8 +17,33 @@ class Prompt:
     """A rendered prompt."""
 
     token_ids: list[int]
-    templated: bool
-    """Whether the model's chat template made it; else it is a raw completion."""
+    stop: tuple[str, ...] = ()
+    """What ends the answer where the request does not say."""
+
+
+def prompt_of(tokenizer: Any, request: GenerationRequest, messages: list[dict[str, Any]], tools: Any = None) -> Prompt:
+    """Return what the model reads for a request: its raw prompt, or the conversation as it was planned.
+
+    Raises:
+        GenerationError: the chat template refuses the conversation.
+        InvalidInputError: the raw prompt is empty, or a token id is none of the model's.
+    """
+    _check(tokenizer, [token for token, _ in request.logit_bias])
+    if request.prompt is None:
+        return render(tokenizer, messages, tools)
+    ids = list(tokenizer.encode(request.prompt)) if isinstance(request.prompt, str) else list(request.prompt)
+    if not ids:
+        raise InvalidInputError("The prompt is empty.", hint="Give some text, or token ids, to be continued.")
+    _check(tokenizer, ids)
+    return Prompt(ids)
+
+
+def _check(tokenizer: Any, ids: list[int]) -> None:
+    if ids and (max(ids) >= (size := len(tokenizer)) or min(ids) < 0):
+        unknown = next(one for one in ids if not 0 <= one < size)
+        raise InvalidInputError(
+            f"The token id {unknown} is none of the model's.", hint=f"Its ids go from 0 to {size - 1}."
+        )
 
 
 def render(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> Prompt:
@@ -33,7 +59,7 @@ def render(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str,
     """
     if not getattr(tokenizer, "chat_template", None):
         text = "\n".join(str(message["content"]) for message in messages)
-        return Prompt(list(tokenizer.encode(text)), templated=False)
+        return Prompt(list(tokenizer.encode(text)), RAW_STOP)
     try:
         token_ids = tokenizer.apply_chat_template(
             messages, tools=tools, add_generation_prompt=True, tokenize=True, return_dict=False
@@ -43,4 +69,4 @@ def render(tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str,
             f"The model's chat template refuses this conversation: {error}",
             hint="Check the roles and their order; some templates want user and assistant to alternate.",
         ) from error
-    return Prompt(list(token_ids), templated=True)
+    return Prompt(list(token_ids))

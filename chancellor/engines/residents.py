@@ -6,8 +6,8 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Final
+from contextlib import nullcontext, suppress
+from typing import Final, Literal
 
 from chancellor import progress
 from chancellor.catalog import ModelSpec
@@ -20,11 +20,15 @@ from chancellor.errors import ChancellorError, EngineDiedError
 from chancellor.memory import Estimate
 from chancellor.resources import give_back
 
-__all__ = ["Residents"]
+__all__ = ["EngineState", "Residents"]
+
+EngineState = Literal["ready", "starting", "stopping", "stopped"]
 
 logger = logging.getLogger(__name__)
 _INTERRUPT_EVERY_S: Final = 0.5
 _LOOK_EVERY_S: Final = 1.0
+_SERVER_PAUSE_S: Final = 10.0
+"""How long a server that did not answer is left alone: to ask it costs nothing."""
 _DRAIN_S: Final = 600.0
 """How long requests may take to end on an engine that has to go; then it is killed, and they go on elsewhere."""
 _PATIENCE_S: Final = 1.0, 30.0
@@ -116,6 +120,13 @@ class Residents:
         resident = self._all.get(key)
         return 0.0 if resident is not None and resident.usable else self._took.get(key)
 
+    def state(self, spec: ModelSpec) -> EngineState:
+        """Return what the model's engine is about. May be called from any thread."""
+        resident = self._all.get(key_of(spec))
+        if resident is None:
+            return "stopped"
+        return "ready" if resident.usable else "stopping" if resident.leaving else "starting"
+
     def free_mib(self) -> float | None:
         """Return what the fullest device has free, in MiB. Reads files: not for a loop."""
         return self._room.free_mib() if self._room is not None else None
@@ -171,7 +182,8 @@ class Residents:
         waiting, spec = asyncio.current_task(), resident.spec
         self._waiting.add(waiting)
         try:
-            async with self._turn:  # two engines that start at once measure each other's memory
+            # Two engines that start at once measure each other's memory; a server takes none of it.
+            async with self._turn if spec.engine.kind != "openai" else nullcontext():
                 turn = time.perf_counter()
                 need, adapted = await self._make_room(resident)
                 self._waiting.discard(waiting)
@@ -181,7 +193,8 @@ class Residents:
                     await engine.start()
                 except ChancellorError as error:
                     if not resident.leaving:  # else somebody has interrupted it
-                        self._gate.breaker(resident.key).failed(error, time.perf_counter() - began)
+                        longest = {"longest_s": _SERVER_PAUSE_S} if spec.engine.kind == "openai" else {}
+                        self._gate.breaker(resident.key).failed(error, time.perf_counter() - began, **longest)
                     raise
                 resident.engine, resident.start_s = engine, time.perf_counter() - began
                 self._took[resident.key] = time.perf_counter() - turn

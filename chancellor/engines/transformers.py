@@ -21,7 +21,7 @@ from chancellor.engines.base import Delta, Engine, EngineStats, GenerationReques
 from chancellor.engines.hardware import default_dtype, gpu_count
 from chancellor.engines.host import in_thread
 from chancellor.engines.logs import LOG_VARIABLE, log_file, shortage_in
-from chancellor.engines.prompt import RAW_STOP, render
+from chancellor.engines.prompt import prompt_of
 from chancellor.engines.pulse import Pulse
 from chancellor.engines.spawn import OWN_PROCESS, engine_spawning, environment, starting
 from chancellor.errors import (
@@ -180,7 +180,7 @@ class TransformersEngine(Engine):
         )
         if (reason := refusal_of(plan.guide)) is not None:  # in the worker it would fail a whole batch
             raise refused(reason)
-        prompt = render(self._tokenizer, plan.messages, plan.tools)
+        prompt = prompt_of(self._tokenizer, request, plan.messages, plan.tools)
         room = self._limit - len(prompt.token_ids)
         if room < 1:
             raise PromptTooLongError(
@@ -195,7 +195,7 @@ class TransformersEngine(Engine):
             request.temperature,
             request.top_p,
             request.seed,
-            request.stop or (() if prompt.templated or request.ignore_eos else RAW_STOP),
+            request.stop or (() if request.ignore_eos else prompt.stop),
             request.ignore_eos,
             request.stream,
             sent,
@@ -204,6 +204,7 @@ class TransformersEngine(Engine):
             plan.skip_special_tokens,
             request.answered,
             request.answered_text,
+            (request.presence_penalty, request.frequency_penalty, request.logit_bias),
         )
         if len(request.answered) >= question.max_tokens:  # the end itself is what got lost
             yield Delta(

@@ -1,4 +1,4 @@
-"""Guided answers and log probabilities in the worker of a TransformersEngine, by xgrammar."""
+"""What shapes the answers in the worker of a TransformersEngine: guides (by xgrammar), penalties; log probabilities."""
 
 import re
 from typing import Any
@@ -9,7 +9,7 @@ from transformers import LogitsProcessor
 from chancellor.engines.answers.guides import json_format, structural_tag
 from chancellor.engines.base import Guide, TokenLogprob
 
-__all__ = ["Guides", "Logprobs"]
+__all__ = ["Guides", "Logprobs", "Penalties"]
 
 
 class Logprobs(LogitsProcessor):  # type: ignore[misc]
@@ -38,6 +38,28 @@ class Logprobs(LogitsProcessor):  # type: ignore[misc]
         likeliest = sorted(top.items(), key=lambda one: -one[1])
         texts = tuple((self.tokenizer.decode([one]), value) for one, value in likeliest)
         return TokenLogprob(token, self.tokenizer.decode([token]), top[token], top, texts)
+
+
+class Penalties(LogitsProcessor):  # type: ignore[misc]
+    """Changes the logits by OpenAI's penalties and biases, as vLLM does: of the prompt's tokens nothing counts.
+
+    Args:
+        rows: for each row of the batch, its presence penalty, frequency penalty and biases.
+        begins: for each row, where in the ids its answer begins.
+    """
+
+    def __init__(self, rows: list[tuple[float, float, tuple[tuple[int, float], ...]]], begins: list[int]) -> None:
+        self.rows, self.begins = rows, begins
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.float()
+        for row, (presence, frequency, biases) in enumerate(self.rows):
+            if presence or frequency:
+                counts = torch.bincount(input_ids[row, self.begins[row] :], minlength=scores.shape[1])
+                scores[row] -= presence * (counts > 0) + frequency * counts
+            for token, bias in biases:
+                scores[row, token] += bias
+        return scores
 
 
 class Guides(LogitsProcessor):  # type: ignore[misc]

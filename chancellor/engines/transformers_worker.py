@@ -19,7 +19,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria
 
 from chancellor.engines.base import Guide, TokenLogprob
-from chancellor.engines.transformers_guides import Guides, Logprobs
+from chancellor.engines.transformers_guides import Guides, Logprobs, Penalties
 from chancellor.quantization.int4 import dequantize_int4
 from chancellor.quantization.schemes import Scheme
 
@@ -65,6 +65,8 @@ class Question(NamedTuple):
     """The end of `token_ids`, which is the beginning of the answer."""
     answered_text: str = ""
     """What of its text has been sent."""
+    shifts: tuple[float, float, tuple[tuple[int, float], ...]] = (0.0, 0.0, ())
+    """Presence penalty, frequency penalty, and biases of the logits."""
 
 
 def work(connection: Connection, options: WorkerOptions) -> None:
@@ -180,6 +182,9 @@ class _Worker:
             torch.manual_seed(first.seed)
         steps = _Steps(self, batch, longest, time.perf_counter())
         processors: list[Any] = [] if steps.logprobs is None else [steps.logprobs]
+        if any(question.shifts != (0.0, 0.0, ()) for question in batch):
+            begins = [longest - len(question.answered) for question in batch]
+            processors.append(Penalties([question.shifts for question in batch], begins))
         if any(question.guide for question in batch):
             size = self.model.get_output_embeddings().weight.shape[0]
             guides = [question.guide for question in batch]

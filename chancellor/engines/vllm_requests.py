@@ -7,7 +7,7 @@ from chancellor.engines.answers import Plan
 from chancellor.engines.answers.guides import json_format, structural_tag
 from chancellor.engines.base import Delta, GenerationRequest, Guide, TokenLogprob
 from chancellor.engines.logs import log_file
-from chancellor.engines.prompt import RAW_STOP, Prompt
+from chancellor.engines.prompt import Prompt
 from chancellor.errors import EngineDiedError, GenerationError
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ def sampling_params(request: GenerationRequest, prompt: Prompt, plan: Plan) -> "
         temperature=request.temperature,
         top_p=request.top_p,
         seed=request.seed,
-        stop=list(request.stop or (() if prompt.templated or request.ignore_eos else RAW_STOP)),
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        logit_bias=dict(request.logit_bias) or None,
+        stop=list(request.stop or (() if request.ignore_eos else prompt.stop)),
         logprobs=request.logprobs,
         ignore_eos=request.ignore_eos,
         skip_special_tokens=plan.skip_special_tokens,

@@ -24,7 +24,7 @@ def tokenizer(folder: Path, **options: Any) -> Any:
 def test_chat_goes_through_the_models_own_template(tmp_path: Path) -> None:
     reader = tokenizer(tmp_path)
     prompt = render(reader, MESSAGES)
-    assert prompt.templated
+    assert prompt.stop == ()
     assert reader.decode(prompt.token_ids) == "<|user|>What is two plus two?<|end|><|assistant|>"
     assert sampling_params(GenerationRequest(MESSAGES), prompt, Plan([])).stop == []
 
@@ -32,7 +32,7 @@ def test_chat_goes_through_the_models_own_template(tmp_path: Path) -> None:
 def test_without_a_template_it_is_a_raw_completion_that_a_blank_line_ends(tmp_path: Path) -> None:
     reader = tokenizer(tmp_path, template=None)
     prompt = render(reader, MESSAGES)
-    assert not prompt.templated
+    assert prompt.stop == RAW_STOP
     assert reader.decode(prompt.token_ids) == "What is two plus two?"
     assert sampling_params(GenerationRequest(MESSAGES), prompt, Plan([])).stop == list(RAW_STOP)
     assert sampling_params(GenerationRequest(MESSAGES, stop=("x",)), prompt, Plan([])).stop == ["x"]

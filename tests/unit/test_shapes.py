@@ -109,7 +109,7 @@ def test_the_chat_template() -> None:
     encoder = tokenizer(Shape.of("shape:nano").folder())
     roles = ("system", "user", "assistant", "user")
     prompt = render(encoder, [{"role": role, "content": f"What is {role}?"} for role in roles])
-    assert prompt.templated
+    assert prompt.stop == ()
     text = encoder.decode(prompt.token_ids)
     assert text.startswith("<|im_start|>system\nWhat is system?<|im_end|>\n<|im_start|>user\n")
     assert text.endswith("What is user?<|im_end|>\n<|im_start|>assistant\n")

@@ -1,0 +1,94 @@
+"""One line of JSON for each request. What was asked and answered is not in it unless that is asked for."""
+
+import logging
+import time
+import uuid
+from typing import Any, Final, TextIO
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from chancellor.server.page import PATHS
+
+__all__ = ["RequestLog", "json_lines"]
+
+logger = logging.getLogger("chancellor.server.requests")
+_QUIET: Final = PATHS | {"/health", "/ready", "/metrics"}
+_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+class RequestLog:
+    """Notes each request: who, what, how long. The outermost layer, so that nothing is missed."""
+
+    def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
+        self._app = app
+        labels = ("route", "status")
+        self._requests = Counter("chancellor_http_requests", "Requests by route and status.", labels, registry=registry)
+        self._duration = Histogram(
+            "chancellor_http_request_duration_seconds",
+            "Time until the last byte of the response.",
+            ("route",),
+            buckets=_BUCKETS,
+            registry=registry,
+        )
+        self._running = Gauge("chancellor_http_requests_running", "Requests under way.", registry=registry)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 500
+        identity = _identity(Headers(scope=scope).get("x-request-id"))
+        notes: dict[str, Any] = {}
+        scope.setdefault("state", {})["notes"] = notes
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = identity
+            await send(message)
+
+        self._running.inc()
+        try:
+            await self._app(scope, receive, noted)
+        finally:
+            self._running.dec()
+            took = time.perf_counter() - began
+            route = getattr(scope.get("route"), "path", "other")
+            self._requests.labels(route, str(status)).inc()
+            self._duration.labels(route).observe(took)
+            client = scope.get("client")
+            fields = {
+                "request_id": identity,
+                "client": client[0] if client else None,
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status,
+                "duration_s": round(took, 4),
+                **notes,
+            }
+            level = logging.DEBUG if scope["path"] in _QUIET and status < 500 else logging.INFO
+            logger.log(level, "request", extra=fields)
+
+
+def _identity(given: str | None) -> str:
+    """Take the caller's own id, if it is one that can be written into logs and headers."""
+    if given and len(given) <= 128 and given.isascii() and given.isprintable():
+        return given
+    return uuid.uuid4().hex
+
+
+def json_lines(stream: TextIO) -> logging.Handler:
+    """Return a handler that writes a JSON object for each record."""
+    from pythonjsonlogger.json import JsonFormatter
+
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        JsonFormatter(
+            "%(asctime)s %(levelname)s %(name)s %(message)s",
+            rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
+        )
+    )
+    return handler

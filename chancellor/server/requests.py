@@ -1,0 +1,134 @@
+"""What callers send: OpenAI's fields, in OpenAI's types."""
+
+from typing import Annotated, Any, Literal
+
+from openai.types.chat import (
+    ChatCompletionAssistantMessageParam,
+    ChatCompletionDeveloperMessageParam,
+    ChatCompletionFunctionToolParam,
+    ChatCompletionNamedToolChoiceParam,
+    ChatCompletionStreamOptionsParam,
+    ChatCompletionSystemMessageParam,
+    ChatCompletionToolMessageParam,
+    ChatCompletionUserMessageParam,
+)
+from openai.types.shared_params import ResponseFormatJSONObject, ResponseFormatJSONSchema, ResponseFormatText
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, StringConstraints, model_validator
+
+__all__ = ["ChancellorOptions", "ChatCompletionRequest", "CompletionRequest"]
+
+Message = Annotated[
+    ChatCompletionDeveloperMessageParam
+    | ChatCompletionSystemMessageParam
+    | ChatCompletionUserMessageParam
+    | ChatCompletionAssistantMessageParam
+    | ChatCompletionToolMessageParam,
+    Discriminator("role"),
+]
+ResponseFormat = Annotated[
+    ResponseFormatText | ResponseFormatJSONObject | ResponseFormatJSONSchema, Discriminator("type")
+]
+Stop = Annotated[
+    list[Annotated[str, StringConstraints(min_length=1)]],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    Field(max_length=16),
+]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(min_length=1)]
+
+
+class ChancellorOptions(BaseModel):
+    """What goes beyond OpenAI's protocol: `extra_body={"chancellor": {...}}`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    policy: Annotated[str | None, Field(description="How to choose: trinity, light or strong.")] = None
+    decision: Annotated[bool, Field(description="Put complexity, decision and metrics into the answer.")] = False
+
+
+class _Request(BaseModel):
+    """What both routes take. Fields that are not known are refused, and not dropped in silence."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: Annotated[str, Field(min_length=1, description='"chancellor" to let it choose, or a model\'s name.')]
+    max_tokens: Annotated[int | None, Field(ge=1)] = None
+    temperature: Annotated[float | None, Field(ge=0.0, le=2.0)] = None
+    top_p: Annotated[float | None, Field(gt=0.0, le=1.0)] = None
+    n: Annotated[int | None, Field(ge=1)] = None
+    seed: Annotated[int | None, Field(ge=-(2**63), le=2**63 - 1)] = None
+    stop: Stop | None = None
+    presence_penalty: Annotated[float | None, Field(ge=-2.0, le=2.0)] = None
+    frequency_penalty: Annotated[float | None, Field(ge=-2.0, le=2.0)] = None
+    logit_bias: (
+        dict[Annotated[str, StringConstraints(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None
+    ) = None
+    stream: bool | None = None
+    stream_options: ChatCompletionStreamOptionsParam | None = None
+    user: str | None = None
+    ignore_eos: Annotated[bool, Field(description="Go on to max_tokens whatever the model says.")] = False
+    chancellor: ChancellorOptions = ChancellorOptions()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Any:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is for streams: set stream to true, or leave it out")
+        return self
+
+    @property
+    def usage_wanted(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return bool(self.stream_options and self.stream_options.get("include_usage"))
+
+
+class ChatCompletionRequest(_Request):
+    """A chat completion."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
+    tools: list[ChatCompletionFunctionToolParam] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ChatCompletionNamedToolChoiceParam | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: Annotated[
+        dict[str, Any] | None, Field(description="vLLM's: one of json, regex, choice, grammar, structural_tag.")
+    ] = None
+    # Said by clients to services that have more to offer; there is nothing to do about them here.
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Any:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs to be true")
+        return self
+
+
+class CompletionRequest(_Request):
+    """A completion of a text as it stands, without a chat template."""
+
+    prompt: str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
+    logprobs: Annotated[int | None, Field(ge=0, le=5)] = None
+    echo: bool = False
+    best_of: int | None = None
+    suffix: None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Any:
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise ValueError("best_of is not done here: leave it out, or set it to n")
+        if self.echo and self.logprobs is not None:
+            raise ValueError("echo and logprobs do not go together here: leave one of them out")
+        return self
+
+    def prompts(self) -> list[str | tuple[int, ...]]:
+        """Return the prompts, each a text or token ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [tuple(self.prompt)]
+        return [one if isinstance(one, str) else tuple(one) for one in self.prompt]

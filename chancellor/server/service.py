@@ -1,0 +1,165 @@
+"""What the routes share: models, engines, and the way from a request to its answer."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, Final
+
+from sse_starlette import EventSourceResponse
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from chancellor import resources
+from chancellor.catalog import Catalog
+from chancellor.engines import Delta, EnginePool
+from chancellor.errors import ChancellorError, GenerationTimeoutError
+from chancellor.server.choice import CHANCELLOR, Choice, Chooser
+from chancellor.server.errors import Refusal, refusal_of
+from chancellor.server.exchange import ClientGoneError, gathered, streamed, unless_gone
+from chancellor.server.forms import DONE, Form, event, usage_of
+from chancellor.server.options import ServeOptions
+from chancellor.server.readiness import Readiness
+from chancellor.server.requests import ChatCompletionRequest, CompletionRequest
+from chancellor.state import Metrics
+
+__all__ = ["Service"]
+
+logger = logging.getLogger(__name__)
+CLIENT_GONE: Final = 499
+Asked = ChatCompletionRequest | CompletionRequest
+Stream = AsyncGenerator[tuple[int, Delta], None]
+
+
+class Service:
+    """Answers requests with the models of a catalog."""
+
+    def __init__(self, catalog: Catalog, options: ServeOptions, pool: EnginePool, chooser: Chooser) -> None:
+        self.catalog = catalog
+        self.options = options
+        self.pool = pool
+        self.chooser = chooser
+        self.readiness = Readiness(catalog, options, pool, chooser)
+
+    async def respond(self, request: Request, asked: Asked, form: Form) -> Response:
+        """Return the response to a request for text.
+
+        Raises:
+            ChancellorError: there is no answer.
+        """
+        notes: dict[str, Any] = request.state.notes
+        try:
+            async with asyncio.timeout(self.options.timeout_s):  # what is streamed has the engine's deadline, too
+                return await unless_gone(request, self._respond(asked, form, notes))
+        except TimeoutError as error:
+            raise GenerationTimeoutError(f"The answer was not there after {self.options.timeout_s:g} s.") from error
+        except ClientGoneError:
+            return Response(status_code=CLIENT_GONE)  # for the log: nobody gets it
+
+    async def _respond(self, asked: Asked, form: Form, notes: dict[str, Any]) -> Response:
+        requests = form.requests(self.options)
+        choice = await self._choose(asked, form)
+        notes |= {"model": choice.spec.name, "stream": bool(asked.stream), "choices": len(requests)}
+        if not asked.stream:
+            answers = await gathered(self.pool, choice, requests)
+            lasts = [deltas[-1] for deltas in answers]
+            form.answered_by(lasts[0].model or choice.spec.name)
+            body = form.whole(answers).model_dump(mode="json", exclude_unset=True)
+            if asked.chancellor.decision:
+                body["chancellor"] = await _explained(choice, lasts[0])
+            self._note(notes, form, lasts, answers)
+            return JSONResponse(body, headers=choice.headers(form.model))
+        stream = streamed(self.pool, choice, requests)
+        try:
+            first = await anext(stream)  # until here, an error has a status of its own
+        except BaseException:
+            await stream.aclose()
+            raise
+        form.answered_by(first[1].model or choice.spec.name)
+        return EventSourceResponse(
+            self._events(asked, form, choice, first, stream, notes),
+            headers=choice.headers(form.model),
+            ping=self.options.ping_s,
+            sep="\n",
+        )
+
+    async def _choose(self, asked: Asked, form: Form) -> Choice:
+        if asked.model == CHANCELLOR:
+            return await self.chooser.choose(form.routed(), asked.chancellor.policy)
+        return self.chooser.named(asked.model)
+
+    async def _events(
+        self,
+        asked: Asked,
+        form: Form,
+        choice: Choice,
+        first: tuple[int, Delta],
+        stream: Stream,
+        notes: dict[str, Any],
+    ) -> AsyncIterator[bytes]:
+        begun: set[int] = set()
+        lasts: dict[int, Delta] = {}
+        kept: dict[int, list[Delta]] = {}
+        try:
+            item: tuple[int, Delta] | None = first
+            while item is not None:
+                index, delta = item
+                made = form.piece(index, delta)
+                if index not in begun:
+                    begun.add(index)
+                    made = form.opening(index) + made
+                if delta.finish_reason is not None:
+                    lasts[index] = delta
+                if self.options.log_prompts:
+                    kept.setdefault(index, []).append(delta)
+                if made:
+                    yield made
+                item = await anext(stream, None)
+            ordered = [lasts[index] for index in sorted(lasts)]
+            more = {"chancellor": await _explained(choice, ordered[0])} if asked.chancellor.decision else None
+            if asked.usage_wanted or more is not None:
+                yield form.ending(usage_of(ordered, form.prompts) if asked.usage_wanted else None, more)
+            self._note(notes, form, ordered, [kept.get(index, []) for index in sorted(lasts)])
+            yield DONE
+        except ChancellorError as error:
+            refusal = refusal_of(error)
+            notes["error"] = type(error).__name__
+            yield event(refusal.body())
+        except Exception as error:
+            logger.exception("A stream failed")
+            notes["error"] = type(error).__name__
+            yield event(
+                Refusal(500, "The server failed in the middle of the answer; its log says why.", "server_error").body()
+            )
+        finally:
+            await stream.aclose()
+
+    def _note(self, notes: dict[str, Any], form: Form, lasts: list[Delta], answers: list[list[Delta]]) -> None:
+        usage = usage_of(lasts, form.prompts)
+        notes |= {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens}
+        notes |= {"model": form.model, "finish_reasons": [last.finish_reason for last in lasts]}
+        if lasts[0].fallbacks:
+            notes["fallbacks"] = [step["step"] for step in lasts[0].fallbacks]
+        if self.options.log_prompts:
+            notes["prompt"] = form.asked_text()
+            notes["answers"] = ["".join(delta.text for delta in deltas) for deltas in answers]
+
+
+async def _explained(choice: Choice, last: Delta) -> dict[str, Any]:
+    if resources.stale():
+        await asyncio.to_thread(resources.measure)
+    usage = resources.measure()
+    seconds, produced = last.inference_time_s, last.output_tokens
+    metrics = Metrics(
+        engine=last.engine,
+        quantization=last.quantization,
+        inference_time_s=seconds,
+        time_to_first_token_s=last.time_to_first_token_s,
+        input_tokens=last.input_tokens,
+        output_tokens=produced,
+        tokens_per_s=produced / seconds if produced is not None and seconds else None,
+        process_memory_mib=usage.process_memory_mib,
+        gpu_memory_mib=usage.gpu_memory_mib,
+        gpu_utilization=usage.gpu_utilization,
+        fallbacks=list(last.fallbacks),
+    )
+    return {"complexity": choice.complexity, "decision": choice.decision, "metrics": metrics}
