@@ -158,7 +158,10 @@ async def in_thread(function: Callable[[], T]) -> T:
         with suppress(RuntimeError):  # the loop is closed: its caller has gone
             loop.call_soon_threadsafe(deliver, result, failed)
 
-    threading.Thread(target=work, name="chancellor-start", daemon=True).start()
+    try:
+        threading.Thread(target=work, name="chancellor-start", daemon=True).start()
+    except RuntimeError:  # from Python 3.12 on, an interpreter that ends starts no more threads
+        work()
     return await done
 
 

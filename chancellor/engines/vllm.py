@@ -287,14 +287,12 @@ class VLLMEngine(Engine):
         llm, self._llm = self._llm, None
         if llm is None:
             return
-        dead = llm.errored or self._exited
         for sentinel in self._sentinels:
             asyncio.get_running_loop().remove_reader(sentinel)
         self._fail(llm)
-        if dead:  # its processes may hang, and other engines answer on this loop
-            await in_thread(lambda: self._shut_down(llm))
-        else:  # on the engine's own loop: from another thread it would log that the engine died
-            self._shut_down(llm)
+        if (handler := llm.output_handler) is not None:  # else it would log that the engine died
+            handler.cancel()
+        await in_thread(lambda: self._shut_down(llm))  # other engines answer on this loop
 
     def _shut_down(self, llm: "AsyncLLM") -> None:
         llm.shutdown(timeout=SHUTDOWN_S)

@@ -76,6 +76,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # POSTs would not follow, and the redirect names whatever host the caller named
     )
     app.state.chancellor, app.state.registry = service, registry
     app.include_router(router)
@@ -83,7 +84,6 @@ def create_app(
     app.add_exception_handler(ChancellorError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, _failed)
     keys = options.keys()
     hosts = options.allowed_hosts or (() if keys else local_names(options.host))
     # The last one added is the outermost.
@@ -111,14 +111,30 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _invalid(_: Request, error: Exception) -> Response:
     found: dict[str, Any] = {"loc": (), "msg": str(error)}
+    body: Any = None
     if isinstance(error, RequestValidationError):
-        found = error.errors()[0]
-    path = [str(step) for step in found["loc"] if step != "body"]
+        found, body = error.errors()[0], error.body
+    if isinstance(body, bytes) and body:  # which would be parsed if it were JSON
+        return Refusal(415, "The body has to be JSON, with content-type: application/json.").response()
     message = found["msg"].removeprefix("Value error, ")
-    if found.get("type") == "json_invalid":
+    if found["loc"] == ("body",) and found["type"] != "value_error":
+        return Refusal(400, "The body has to be a JSON object.").response()
+    if found["type"] == "json_invalid":
         return Refusal(400, f"The body is no JSON: {found.get('ctx', {}).get('error', message)}.").response()
-    param = ".".join(path) or None
+    param = _param(found, body)
     return Refusal(400, f"{param}: {message}." if param else f"{message}.", param=param).response()
+
+
+def _param(found: dict[str, Any], body: Any) -> str | None:
+    """Name the field by its path in the body: pydantic's has the types that it tried, too."""
+    path: list[str] = []
+    for step in found["loc"]:
+        if (isinstance(body, dict) and step in body) or (isinstance(body, list) and isinstance(step, int)):
+            body = body[step]
+            path.append(str(step))
+    if found["type"] == "missing" and found["loc"][-1] != "body":
+        path.append(str(found["loc"][-1]))
+    return ".".join(path) or None
 
 
 async def _http(_: Request, error: Exception) -> Response:
@@ -129,8 +145,3 @@ async def _http(_: Request, error: Exception) -> Response:
     response = Refusal(status, str(message)).response()
     response.headers.update((isinstance(error, HTTPException) and error.headers) or {})
     return response
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    request.state.notes["error"] = type(error).__name__
-    return Refusal(500, "The server failed; its log says why.", "server_error").response()

@@ -18,7 +18,7 @@ from openai.types.chat.chat_completion_message_function_tool_call import ChatCom
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 
 from chancellor.engines import Delta, GenerationRequest, TokenLogprob
-from chancellor.server.forms import Answers, Form, event, usage_of
+from chancellor.server.forms import Answers, Form, event, finite, usage_of
 from chancellor.server.options import ServeOptions
 from chancellor.server.requests import ChatCompletionRequest
 from chancellor.server.translate import chat_requests, conversation
@@ -139,10 +139,11 @@ def _logprobs(tokens: Sequence[TokenLogprob]) -> list[ChatCompletionTokenLogprob
     return [
         ChatCompletionTokenLogprob(
             token=one.token,
-            logprob=one.logprob,
+            logprob=finite(one.logprob),
             bytes=list(one.token.encode()),
             top_logprobs=[
-                TopLogprob(token=text, logprob=value, bytes=list(text.encode())) for text, value in one.top_tokens
+                TopLogprob(token=text, logprob=finite(value), bytes=list(text.encode()))
+                for text, value in one.top_tokens
             ],
         )
         for one in tokens

@@ -32,15 +32,16 @@ class Choice:
     complexity: Complexity | None = None
     decision: Decision | None = None
 
-    def headers(self, model: str | None = None) -> dict[str, str]:
+    def headers(self, model: ModelSpec | None = None) -> dict[str, str]:
         """Return it as headers.
 
         Args:
             model: the one that answers, if it is another.
         """
+        spec = model or self.spec
         made = {
-            "x-chancellor-model": quote(model or self.spec.name),
-            "x-chancellor-trinity-score": f"{self.spec.trinity_score:g}",
+            "x-chancellor-model": quote(spec.name),
+            "x-chancellor-trinity-score": f"{spec.trinity_score:g}",
         }
         if self.complexity is not None:
             made["x-chancellor-complexity"] = self.complexity["level"]

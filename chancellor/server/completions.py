@@ -9,7 +9,7 @@ from openai.types.completion_choice import Logprobs
 
 from chancellor.engines import Delta, GenerationRequest, TokenLogprob
 from chancellor.errors import InvalidInputError
-from chancellor.server.forms import Answers, Form, event, usage_of
+from chancellor.server.forms import Answers, Form, event, finite, usage_of
 from chancellor.server.options import ServeOptions
 from chancellor.server.requests import CompletionRequest
 from chancellor.server.translate import completion_requests
@@ -97,7 +97,7 @@ class CompletionForm(Form):
             self._begun[index] += len(one.token)
         return Logprobs(
             tokens=[one.token for one in tokens],
-            token_logprobs=[one.logprob for one in tokens],
-            top_logprobs=[dict(one.top_tokens) for one in tokens],
+            token_logprobs=[finite(one.logprob) for one in tokens],
+            top_logprobs=[{text: finite(value) for text, value in one.top_tokens} for one in tokens],
             text_offset=offsets,
         )

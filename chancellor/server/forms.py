@@ -8,7 +8,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from openai.types import CompletionUsage
 from openai.types.completion_usage import PromptTokensDetails
@@ -17,9 +17,10 @@ from pydantic import BaseModel
 from chancellor.engines import Delta, GenerationRequest
 from chancellor.server.options import ServeOptions
 
-__all__ = ["DONE", "Answers", "Form", "event", "usage_of"]
+__all__ = ["DONE", "Answers", "Form", "event", "finite", "usage_of"]
 
-DONE = b"data: [DONE]\n\n"
+_LOWEST: Final = -9999.0
+DONE: Final = b"data: [DONE]\n\n"
 Answers = Sequence[Sequence[Delta]]
 """For each choice, its deltas."""
 
@@ -33,6 +34,11 @@ def event(data: BaseModel | dict[str, Any], more: dict[str, Any] | None = None) 
     """
     fields = data if isinstance(data, dict) else data.model_dump(mode="json", exclude_unset=True)
     return f"data: {json.dumps(fields | (more or {}))}\n\n".encode()
+
+
+def finite(logprob: float) -> float:
+    """Return it as JSON can hold it: a token that was not possible has OpenAI's lowest."""
+    return max(logprob, _LOWEST)
 
 
 def usage_of(lasts: Sequence[Delta], prompts: int = 1) -> CompletionUsage:

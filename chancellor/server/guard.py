@@ -12,10 +12,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from chancellor.server.errors import Refusal
 from chancellor.server.page import PATHS
 
-__all__ = ["BodyLimit", "Concurrency", "Hosts", "Keys", "local_names"]
+__all__ = ["BodyLimit", "Concurrency", "Hosts", "Keys", "local_names", "path_of"]
 
-_OPEN: Final = PATHS | {"/health", "/ready"}
+OPEN: Final = PATHS | {"/health", "/ready"}
+"""Nobody needs a key for these."""
 _LOCAL: Final = ("localhost", "127.0.0.1", "::1")
+
+
+def path_of(scope: Scope) -> str:
+    """Return the path below the one that the application is mounted at."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", "")) or "/"
 
 
 class Keys:
@@ -25,7 +32,7 @@ class Keys:
         self._app, self._keys = app, keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._keys and scope["path"] not in _OPEN:
+        if scope["type"] == "http" and self._keys and path_of(scope) not in OPEN:
             scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
             key = given.strip().encode("latin-1", "replace")
             same = [hmac.compare_digest(key, one) for one in self._keys]

@@ -9,11 +9,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from chancellor.server.errors import Refusal
 from chancellor.server.page import PATHS
 
-__all__ = ["RequestLog", "json_lines"]
+__all__ = ["CLIENT_GONE", "RequestLog", "json_lines"]
 
 logger = logging.getLogger("chancellor.server.requests")
+CLIENT_GONE: Final = 499
+"""The status, in logs and metrics only, of a request whose caller hung up before there was a response."""
 _QUIET: Final = PATHS | {"/health", "/ready", "/metrics"}
 _BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
@@ -38,7 +41,7 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 500
+        began, status = time.perf_counter(), CLIENT_GONE  # until there is another
         identity = _identity(Headers(scope=scope).get("x-request-id"))
         notes: dict[str, Any] = {}
         scope.setdefault("state", {})["notes"] = notes
@@ -53,6 +56,12 @@ class RequestLog:
         self._running.inc()
         try:
             await self._app(scope, receive, noted)
+        except Exception as error:
+            logger.exception("A request failed", extra={"request_id": identity})
+            notes["error"] = type(error).__name__
+            if status != CLIENT_GONE:
+                raise  # the server is to cut it off
+            await Refusal(500, "The server failed; its log says why.", "server_error").response()(scope, receive, noted)
         finally:
             self._running.dec()
             took = time.perf_counter() - began

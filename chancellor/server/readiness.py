@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from chancellor.catalog import Catalog, ModelSpec
 from chancellor.engines import EnginePool, GenerationRequest
-from chancellor.errors import ChancellorError, InvalidInputError
+from chancellor.errors import ChancellorError, EngineStartError, InvalidInputError
 from chancellor.server.choice import Choice, Chooser
 from chancellor.server.options import ServeOptions
 
@@ -74,6 +74,9 @@ class Readiness:
         except ChancellorError as error:
             logger.error("No start: %s", error)
             self.error = error
+        except Exception as error:  # a node of somebody's own, perhaps: nobody waits for this task
+            logger.exception("No start")
+            self.error = EngineStartError(f"The models could not be started: {type(error).__name__}: {error}")
         else:
             self._done = True
         self.on_end()

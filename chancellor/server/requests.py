@@ -1,30 +1,55 @@
 """What callers send: OpenAI's fields, in OpenAI's types."""
 
-from typing import Annotated, Any, Literal
+import json
+from typing import Annotated, Any, Final, Literal, Required
 
 from openai.types.chat import (
     ChatCompletionAssistantMessageParam,
+    ChatCompletionContentPartParam,
+    ChatCompletionContentPartTextParam,
     ChatCompletionDeveloperMessageParam,
     ChatCompletionFunctionToolParam,
+    ChatCompletionMessageToolCallUnionParam,
     ChatCompletionNamedToolChoiceParam,
     ChatCompletionStreamOptionsParam,
     ChatCompletionSystemMessageParam,
     ChatCompletionToolMessageParam,
     ChatCompletionUserMessageParam,
 )
+from openai.types.chat.chat_completion_assistant_message_param import ContentArrayOfContentPart
 from openai.types.shared_params import ResponseFormatJSONObject, ResponseFormatJSONSchema, ResponseFormatText
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, StringConstraints, model_validator
+from typing_extensions import TypedDict
 
 __all__ = ["ChancellorOptions", "ChatCompletionRequest", "CompletionRequest"]
 
-Message = Annotated[
-    ChatCompletionDeveloperMessageParam
-    | ChatCompletionSystemMessageParam
-    | ChatCompletionUserMessageParam
-    | ChatCompletionAssistantMessageParam
-    | ChatCompletionToolMessageParam,
-    Discriminator("role"),
-]
+_DEEPEST: Final = 100
+"""Levels of a schema: what reads it calls itself for each."""
+
+
+# OpenAI's types have iterables, which pydantic checks as late as they are read, and which are read only once.
+class _Developer(ChatCompletionDeveloperMessageParam):
+    content: Required[str | list[ChatCompletionContentPartTextParam]]  # type: ignore[misc]
+
+
+class _System(ChatCompletionSystemMessageParam):
+    content: Required[str | list[ChatCompletionContentPartTextParam]]  # type: ignore[misc]
+
+
+class _User(ChatCompletionUserMessageParam):
+    content: Required[str | list[ChatCompletionContentPartParam]]  # type: ignore[misc]
+
+
+class _Assistant(ChatCompletionAssistantMessageParam, total=False):
+    content: str | list[ContentArrayOfContentPart] | None  # type: ignore[misc]
+    tool_calls: list[ChatCompletionMessageToolCallUnionParam] | None  # type: ignore[misc]
+
+
+class _Tool(ChatCompletionToolMessageParam):
+    content: Required[str | list[ChatCompletionContentPartTextParam]]  # type: ignore[misc]
+
+
+Message = Annotated[_Developer | _System | _User | _Assistant | _Tool, Discriminator("role")]
 ResponseFormat = Annotated[
     ResponseFormatText | ResponseFormatJSONObject | ResponseFormatJSONSchema, Discriminator("type")
 ]
@@ -34,6 +59,18 @@ Stop = Annotated[
     Field(max_length=16),
 ]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(min_length=1)]
+
+
+class StructuredOutputs(TypedDict, total=False):
+    """vLLM's field: one of these."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    json: Any
+    regex: str
+    choice: Annotated[list[str], Field(min_length=1)]
+    grammar: str
+    structural_tag: str | dict[str, Any]
 
 
 class ChancellorOptions(BaseModel):
@@ -68,6 +105,16 @@ class _Request(BaseModel):
     ignore_eos: Annotated[bool, Field(description="Go on to max_tokens whatever the model says.")] = False
     chancellor: ChancellorOptions = ChancellorOptions()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _readable(cls, data: Any) -> Any:
+        try:  # Python's parser takes more than JSON, and tokenizers do not
+            if isinstance(data, dict):
+                json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
+        except (ValueError, RecursionError) as error:
+            raise ValueError("The body holds half a surrogate pair, NaN or Infinity, which are no JSON") from error
+        return data
+
     @model_validator(mode="after")
     def _consistent(self) -> Any:
         if self.stream_options is not None and not self.stream:
@@ -92,7 +139,7 @@ class ChatCompletionRequest(_Request):
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: Annotated[
-        dict[str, Any] | None, Field(description="vLLM's: one of json, regex, choice, grammar, structural_tag.")
+        StructuredOutputs | None, Field(description="vLLM's: one of json, regex, choice, grammar, structural_tag.")
     ] = None
     # Said by clients to services that have more to offer; there is nothing to do about them here.
     metadata: dict[str, str] | None = None
@@ -105,6 +152,9 @@ class ChatCompletionRequest(_Request):
     def _complete(self) -> Any:
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs to be true")
+        for name in ("tools", "response_format", "structured_outputs"):
+            if _depth(getattr(self, name)) > _DEEPEST:
+                raise ValueError(f"{name} is nested more than {_DEEPEST} levels deep")
         return self
 
 
@@ -113,7 +163,7 @@ class CompletionRequest(_Request):
 
     prompt: str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
     logprobs: Annotated[int | None, Field(ge=0, le=5)] = None
-    echo: bool = False
+    echo: bool | None = None
     best_of: int | None = None
     suffix: None = None
 
@@ -132,3 +182,15 @@ class CompletionRequest(_Request):
         if isinstance(self.prompt[0], int):
             return [tuple(self.prompt)]
         return [one if isinstance(one, str) else tuple(one) for one in self.prompt]
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level := [
+        inner
+        for one in level
+        if isinstance(one, dict | list)
+        for inner in (one.values() if isinstance(one, dict) else one)
+    ]:
+        depth += 1
+    return depth

@@ -5,7 +5,8 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from types import FrameType
+from typing import Final, TextIO
 
 import uvicorn
 from sse_starlette.sse import AppStatus
@@ -20,6 +21,7 @@ from chancellor.server.readiness import Readiness
 
 __all__ = ["serve"]
 
+_BACKLOG: Final = 2048
 _LOGGERS = ("chancellor", "uvicorn.error")
 
 
@@ -97,6 +99,10 @@ class _Server(uvicorn.Server):
 
     readiness: Readiness
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.force_exit = self.should_exit  # the second signal, whichever it is, waits for nothing
+        super().handle_exit(sig, frame)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.readiness.draining = True
         await super().shutdown(sockets)
@@ -108,6 +114,7 @@ def _listen(options: ServeOptions) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((options.host, options.port))
+        listening.listen(_BACKLOG)  # from now on nobody who has been told the URL is refused
     except OSError as error:
         listening.close()
         raise InvalidInputError(

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any, Final
+from typing import Any
 
 from sse_starlette import EventSourceResponse
 from starlette.requests import Request
@@ -17,15 +17,16 @@ from chancellor.server.choice import CHANCELLOR, Choice, Chooser
 from chancellor.server.errors import Refusal, refusal_of
 from chancellor.server.exchange import ClientGoneError, gathered, streamed, unless_gone
 from chancellor.server.forms import DONE, Form, event, usage_of
+from chancellor.server.logs import CLIENT_GONE
 from chancellor.server.options import ServeOptions
 from chancellor.server.readiness import Readiness
 from chancellor.server.requests import ChatCompletionRequest, CompletionRequest
 from chancellor.state import Metrics
+from chancellor.telemetry.requests import CANCELLED
 
 __all__ = ["Service"]
 
 logger = logging.getLogger(__name__)
-CLIENT_GONE: Final = 499
 Asked = ChatCompletionRequest | CompletionRequest
 Stream = AsyncGenerator[tuple[int, Delta], None]
 
@@ -67,7 +68,7 @@ class Service:
             if asked.chancellor.decision:
                 body["chancellor"] = await _explained(choice, lasts[0])
             self._note(notes, form, lasts, answers)
-            return JSONResponse(body, headers=choice.headers(form.model))
+            return JSONResponse(body, headers=choice.headers(self.catalog.get(form.model)))
         stream = streamed(self.pool, choice, requests)
         try:
             first = await anext(stream)  # until here, an error has a status of its own
@@ -77,8 +78,9 @@ class Service:
         form.answered_by(first[1].model or choice.spec.name)
         return EventSourceResponse(
             self._events(asked, form, choice, first, stream, notes),
-            headers=choice.headers(form.model),
+            headers=choice.headers(self.catalog.get(form.model)),
             ping=self.options.ping_s,
+            send_timeout=self.options.timeout_s,  # for a caller who has stopped reading
             sep="\n",
         )
 
@@ -120,6 +122,9 @@ class Service:
                 yield form.ending(usage_of(ordered, form.prompts) if asked.usage_wanted else None, more)
             self._note(notes, form, ordered, [kept.get(index, []) for index in sorted(lasts)])
             yield DONE
+        except (asyncio.CancelledError, GeneratorExit):
+            notes["error"] = CANCELLED
+            raise
         except ChancellorError as error:
             refusal = refusal_of(error)
             notes["error"] = type(error).__name__
