@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 QUESTION ?= What is 2+2?
 
-.PHONY: help demo studio bench test test-unit lint format lock setup clean
+.PHONY: help demo studio serve bench test test-unit lint format lock setup clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,6 +19,9 @@ demo: $(READY) ## Answer a question with a TorchAO int8 model in vLLM
 # Without --n-jobs-per-worker its server runs one at a time (whatever its help says), and engines have nothing to batch.
 studio: $(READY) ## Serve the graph for LangGraph Studio (reloads when a file changes; Ctrl-C ends it)
 	$(BIN)/langgraph dev --no-browser --n-jobs-per-worker 32
+
+serve: $(READY) ## Serve the demo's models over OpenAI's protocol, with a page to try it (Ctrl-C ends it)
+	@$(BIN)/chancellor serve
 
 bench: $(READY) ## Measure the demo model through the graph, beside the engine driven directly: build/bench.html
 	@$(BIN)/chancellor bench --against raw --json build/bench.json --report build/bench.html

@@ -91,12 +91,14 @@ def _identity(given: str | None) -> str:
 
 def json_lines(stream: TextIO) -> logging.Handler:
     """Return a handler that writes a JSON object for each record."""
+    from pythonjsonlogger.core import RESERVED_ATTRS
     from pythonjsonlogger.json import JsonFormatter
 
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         JsonFormatter(
             "%(asctime)s %(levelname)s %(name)s %(message)s",
+            reserved_attrs=[*RESERVED_ATTRS, "color_message", "vllm_process_name"],  # what others have added
             rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
         )
     )
