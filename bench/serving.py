@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from bench.vllm_server import server as vllm_server
 from chancellor.bench import Load, PerformanceMonitor, Report, Synthetic
@@ -80,6 +81,33 @@ def rows(report: Report) -> list[dict[str, Any]]:
     return made
 
 
+def front(url: str) -> psutil.Process:
+    """Return the process that listens there; the engine runs below it."""
+    port = int(url.rpartition(":")[2])
+    found = (
+        one
+        for one in psutil.net_connections("tcp")
+        if one.status == "LISTEN" and getattr(one.laddr, "port", None) == port
+    )
+    return psutil.Process(next(one.pid for one in found if one.pid is not None))
+
+
+def cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def tokens(report: Report, name: str) -> float:
+    """Return the tokens of a target, those of its warm-up about included."""
+    runs = [run for run in report.runs if run.name == name]
+    measured = sum((run.tokens_per_s or 0.0) * run.duration_s for run in runs)
+    warmups = sum(
+        (run.concurrency or 1) * len(run.segments) / max(1, run.requests) * (run.tokens_per_s or 0.0) * run.duration_s
+        for run in runs
+    )
+    return measured + warmups
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path)
@@ -123,10 +151,15 @@ def main() -> None:
             RemoteTarget(ours, model=options.ask_for or spec.name, name="chancellor", tokenizer=tokenizer),
             RemoteTarget(theirs, model=spec.name, name="vllm", tokenizer=tokenizer),
         ]
+        fronts = {"chancellor": front(ours), "vllm": front(theirs)}
+        before = {name: cpu_s(process) for name, process in fronts.items()}
         report = PerformanceMonitor(targets, loads, blocks=options.blocks, stream=options.stream).run()
+        spent = {name: cpu_s(process) - before[name] for name, process in fronts.items()}
     found = rows(report)
+    cpu = {name: 1e6 * spent[name] / tokens(report, name) for name in spent}
     if options.json:
         whole = {"machine": report.machine.model_dump(), "model": spec.name, "stream": options.stream, "rows": found}
+        whole["cpu_us_per_token_of_the_front"] = cpu
         options.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     for row in found:
         pairs = row["tokens_per_s_ratio"]["pairs"]
@@ -137,6 +170,7 @@ def main() -> None:
             f"{max(pairs):.3f}); TTFT p99 {mine * 1000:.0f} ms against {other * 1000:.0f}, "
             f"{row['ttft_p99_ratio']:.2f}; errors {row['errors']}"
         )
+    print(f"CPU of the server's own process, us a token: {cpu['chancellor']:.0f} against {cpu['vllm']:.0f}")
 
 
 if __name__ == "__main__":

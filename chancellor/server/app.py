@@ -22,7 +22,7 @@ from chancellor.server.errors import Refusal, refusal_of
 from chancellor.server.guard import BodyLimit, Concurrency, Hosts, Keys, local_names
 from chancellor.server.logs import RequestLog
 from chancellor.server.options import ServeOptions
-from chancellor.server.page import router as page
+from chancellor.server.static import router as page
 from chancellor.server.routes import router
 from chancellor.server.service import Service
 from chancellor.telemetry.prometheus import PrometheusExporter

@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chancellor.server.errors import Refusal
-from chancellor.server.page import PATHS
+from chancellor.server.static import PATHS
 
 __all__ = ["BodyLimit", "Concurrency", "Hosts", "Keys", "local_names", "path_of"]
 
@@ -64,7 +64,8 @@ class Hosts:
 
 def _hostname(host: str) -> str:
     if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
+        name, _, port = host[1:].partition("]")
+        return name.lower() if not port or port.startswith(":") else host
     return host.partition(":")[0].lower()
 
 
@@ -149,7 +150,7 @@ class BodyLimit:
 
     async def _too_large(self, scope: Scope, receive: Receive, send: Send) -> None:
         limit = self._most / 2**20
-        refusal = Refusal(413, f"The request is larger than {limit:g} MiB. Send less.", code="request_too_large")
+        refusal = Refusal(413, f"The request is larger than {limit:.3g} MiB. Send less.", code="request_too_large")
         await _closing(refusal, scope, receive, send)
 
 

@@ -10,7 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chancellor.server.errors import Refusal
-from chancellor.server.page import PATHS
+from chancellor.server.static import PATHS
 
 __all__ = ["CLIENT_GONE", "RequestLog", "json_lines"]
 
@@ -78,7 +78,7 @@ class RequestLog:
                 "duration_s": round(took, 4),
                 **notes,
             }
-            level = logging.DEBUG if scope["path"] in _QUIET and status < 500 else logging.INFO
+            level = logging.DEBUG if scope["path"] in _QUIET and status != 500 else logging.INFO
             logger.log(level, "request", extra=fields)
 
 

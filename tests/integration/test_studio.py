@@ -6,8 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
+from openai import OpenAI
 
 from tests.integration.studio import Studio
 from tests.integration.test_processes import all_gone, write_catalog
@@ -114,6 +116,22 @@ def test_eight_runs_at_once_are_one_batch_in_one_engine(studio: Studio, first_ru
     assert [answer["metrics"]["output_tokens"] for answer in answers] == [LONG["max_tokens"]] * 8
     assert sum(answer["metrics"]["inference_time_s"] for answer in answers) > elapsed  # not one after another
     assert len(studio.engines()) == 1
+
+
+def test_openais_clients_have_the_same_engine(studio: Studio, first_run: dict[str, list[Any]]) -> None:
+    url = f"{studio.client.http.client.base_url}/chancellor"
+    with OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        asked: Any = {"model": "chancellor", "messages": QUESTION["messages"], "temperature": 0, "max_tokens": 5}
+        answer = client.chat.completions.with_raw_response.create(**asked)
+        chunks = [
+            chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(**asked, stream=True)
+        ]
+    text = answer.parse().choices[0].message.content
+    assert text == "".join(chunks) == first_run["values"][-1]["messages"][-1]["content"]
+    assert answer.headers["x-chancellor-reason"] == first_run["values"][-1]["decision"]["reason"]
+    assert len(studio.engines()) == 1
+    assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{url}/", follow_redirects=True).headers["content-type"].startswith("text/html")
 
 
 def test_a_run_that_is_stopped(studio: Studio, first_run: dict[str, list[Any]]) -> None:

@@ -138,7 +138,7 @@ export class Answer {
 
   #tick() {
     const passed = Math.round((performance.now() - this.#began) / 1000);
-    const starting = this.#starting.length ? ` (${this.#starting.join(", ")} starts)` : "";
+    const starting = this.#starting.length ? ` (starting: ${this.#starting.join(", ")})` : "";
     this.waiting.textContent = `Waiting for the first token… ${number(passed)} s${starting}`;
   }
 

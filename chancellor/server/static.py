@@ -19,7 +19,9 @@ _HEADERS: Final = {
     "x-content-type-options": "nosniff",
 }
 _folder = files("chancellor.server").joinpath("page")
-_files = {file.name: _TYPES[f".{file.name.rpartition('.')[2]}"] for file in _folder.iterdir()}
+_files = {
+    file.name: _TYPES[suffix] for file in _folder.iterdir() if (suffix := f".{file.name.rpartition('.')[2]}") in _TYPES
+}
 PATHS: Final = frozenset("/" if name == "index.html" else f"/{name}" for name in _files)
 """Where the files are; nobody needs a key for them."""
 router = APIRouter(include_in_schema=False)
