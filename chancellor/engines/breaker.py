@@ -45,10 +45,10 @@ class Breaker:
         """Return for how many seconds more it is paused."""
         return max(0.0, self._until - self._clock())
 
-    def failed(self, error: ChancellorError, seconds: float) -> None:
-        """Note a start that took `seconds` and failed."""
+    def failed(self, error: ChancellorError, seconds: float, *, longest_s: float = _LONGEST_S) -> None:
+        """Note a start that took `seconds` and failed; it is paused no longer than `longest_s`."""
         self.error = copy.copy(error)  # without its traceback, which holds requests
-        self._pause(seconds * _PAUSE * _GROWTH**self._failures)
+        self._pause(min(seconds * _PAUSE * _GROWTH**self._failures, longest_s))
         self._failures += 1
 
     def started(self) -> None:

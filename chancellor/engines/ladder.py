@@ -59,7 +59,7 @@ class Ladder:
         options = self.options
         engine = spec.engine.kind
         plain = _unquantised(spec) if options.unquantised and spec.scheme is not None else None
-        if cause == "memory" and options.shorter_context:
+        if cause == "memory" and options.shorter_context and engine != "openai":
             yield from _shorter(spec)
         if cause in ("scheme", "engine", "died") and plain is not None:
             yield Rung("unquantised", plain)
@@ -88,6 +88,8 @@ def cause_of(error: ChancellorError) -> Cause | None:
 def label(spec: ModelSpec) -> str:
     """Return how a step names a way to answer."""
     options = spec.engine
+    if options.kind == "openai":  # whose server knows its scheme and its context
+        return f"{spec.name} (openai)"
     return f"{spec.name} ({options.kind}, {spec.scheme or 'as it is'}, {options.max_model_len:,} tokens)"
 
 

@@ -17,10 +17,10 @@ from chancellor.engines.host import EngineHost
 from chancellor.engines.joining import joined
 from chancellor.engines.ladder import Ladder
 from chancellor.engines.migration import Migration
-from chancellor.engines.residents import Residents
+from chancellor.engines.residents import EngineState, Residents
 from chancellor.engines.room import Room
 from chancellor.engines.vllm import VLLMEngine
-from chancellor.errors import ChancellorError, EngineDiedError, EngineStartError, GenerationTimeoutError
+from chancellor.errors import ChancellorError, EngineDiedError, GenerationTimeoutError
 from chancellor.telemetry.requests import Observation
 
 __all__ = ["EnginePool", "default_pool"]
@@ -124,6 +124,10 @@ class EnginePool:
         """
         return self._residents.start_s(spec)
 
+    def state(self, spec: ModelSpec) -> EngineState:
+        """Return what the model's engine is about. It only looks, and blocks nothing."""
+        return self._residents.state(spec)
+
     def close(self) -> None:
         """Close all engines and end the host's thread; also done at exit. The pool can be used again afterwards.
 
@@ -201,10 +205,9 @@ def _call(pool: "weakref.ref[EnginePool]", method: Callable[[EnginePool], None])
 def engine_of(spec: ModelSpec) -> Engine:
     """Return the engine that the entry asks for, not started."""
     if spec.engine.kind == "openai":
-        raise EngineStartError(
-            f"{spec.name!r} is on a server, so that there is no engine to start here.",
-            hint="Take its chat model from ChatModels(catalog), which asks the server.",
-        )
+        from chancellor.engines.remote import RemoteEngine
+
+        return RemoteEngine(spec)
     if spec.engine.kind == "transformers":
         from chancellor.engines.transformers import TransformersEngine
 
