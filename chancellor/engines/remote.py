@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 from chancellor import progress
 from chancellor.catalog import ModelSpec
 from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest
+from chancellor.engines.host import in_thread
 from chancellor.engines.remote_errors import error_of, lost, status_of, wants_other_limit
 from chancellor.engines.remote_requests import Answer, body_of
 from chancellor.engines.remote_server import Trouble, address, connect, look, patiently
@@ -56,7 +57,8 @@ class RemoteEngine(Engine):
 
     async def start(self) -> None:
         progress.report("start", self.spec.name, f"asking {address(self.spec)}")
-        client = self._client = connect(self.spec)
+        # Importing openai, and reading the certificates of authorities, would hold up every other engine.
+        client = self._client = await in_thread(lambda: connect(self.spec))
         try:
             self._looking = asyncio.create_task(patiently(client, self.spec))
             trouble = await self._looking

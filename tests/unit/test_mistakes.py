@@ -109,7 +109,7 @@ def test_models_on_servers(monkeypatch: pytest.MonkeyPatch) -> None:
         models["far"]
     monkeypatch.setenv("FAR_KEY", "x")
     assert models["far"].model_name == "m"  # type: ignore[attr-defined]
-    with pytest.raises(errors.EngineStartError, match="on a server"):
+    with pytest.raises(errors.EngineStartError, match="cannot be reached"):
         ChatVLLM(model="far", catalog=Catalog([ModelSpec(name="far", source="m", trinity=99, engine=there)])).invoke(
             "x"
         )
