@@ -69,11 +69,10 @@ class Descent:
         self._died = error
 
     def noted(self, delta: Delta) -> Delta:
-        """Return the delta with the model that it is from, where that is another, and the last one with the steps."""
-        if not self._steps:
-            return delta
-        steps = () if delta.finish_reason is None else tuple(self._steps)
-        return replace(delta, model=delta.model or self._spec.name, fallbacks=steps)
+        """Return the delta with the entry that it is from, of which several may share an engine, and with the steps."""
+        if delta.finish_reason is not None:
+            return replace(delta, model=self._spec.name, fallbacks=tuple(self._steps))
+        return replace(delta, model=self._spec.name) if self._steps else delta
 
     async def _below(self, cause: Cause) -> Rung | None:
         """Return the nearest way that has not failed yet."""

@@ -22,9 +22,9 @@ from chancellor.server.errors import Refusal, refusal_of
 from chancellor.server.guard import BodyLimit, Concurrency, Hosts, Keys, local_names
 from chancellor.server.logs import RequestLog
 from chancellor.server.options import ServeOptions
-from chancellor.server.static import router as page
 from chancellor.server.routes import router
 from chancellor.server.service import Service
+from chancellor.server.static import router as page
 from chancellor.telemetry.prometheus import PrometheusExporter
 
 __all__ = ["create_app"]

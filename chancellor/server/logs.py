@@ -1,5 +1,6 @@
 """One line of JSON for each request. What was asked and answered is not in it unless that is asked for."""
 
+import asyncio
 import logging
 import time
 import uuid
@@ -11,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chancellor.server.errors import Refusal
 from chancellor.server.static import PATHS
+from chancellor.telemetry.requests import CANCELLED
 
 __all__ = ["CLIENT_GONE", "RequestLog", "json_lines"]
 
@@ -56,6 +58,12 @@ class RequestLog:
         self._running.inc()
         try:
             await self._app(scope, receive, noted)
+        except asyncio.CancelledError:  # the server ends, and waits no longer
+            notes["error"] = CANCELLED
+            if status == CLIENT_GONE:
+                refusal = Refusal(503, "The server is shutting down.", "server_error", "shutting_down", retry_after_s=1)
+                await refusal.response()(scope, receive, noted)
+            raise
         except Exception as error:
             logger.exception("A request failed", extra={"request_id": identity})
             notes["error"] = type(error).__name__

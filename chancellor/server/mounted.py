@@ -4,6 +4,7 @@ LangGraph's server takes `app` from langgraph.json; engines start with the first
 """
 
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -16,7 +17,7 @@ __all__ = ["app"]
 _inner = create_app(options=ServeOptions(preload=("none",)))
 
 
-def _lifespan(_: Starlette) -> AbstractAsyncContextManager[object]:
+def _lifespan(_: Starlette) -> AbstractAsyncContextManager[Any]:
     return _inner.router.lifespan_context(_inner)  # servers do not run those of what is mounted
 
 

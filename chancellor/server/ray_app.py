@@ -147,8 +147,10 @@ def _resources(options: RayOptions, catalog: Catalog) -> dict[str, Any]:
     share, most = options.memory_share, options.max_replicas or options.replicas
     if share is None and wanted < 1 and most > 1:
         share = settings().memory_share * (wanted or 1 / most)
-    variables = {} if share is None else {"CHANCELLOR_MEMORY_SHARE": f"{share:.4f}"}
-    return {"num_cpus": options.cpus, "num_gpus": wanted, "runtime_env": {"env_vars": variables}}
+    resources: dict[str, Any] = {"num_cpus": options.cpus, "num_gpus": wanted}
+    if share is not None:
+        resources["runtime_env"] = {"env_vars": {"CHANCELLOR_MEMORY_SHARE": f"{share:.4f}"}}
+    return resources
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ Ray's proxy answers 500 to a request whose replica dies. Here, one that nothing 
 
 import asyncio
 import logging
+import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -23,9 +24,10 @@ from starlette.types import Message, Receive, Scope, Send
 from chancellor.server.errors import Refusal
 from chancellor.server.forms import event
 from chancellor.server.guard import BodyLimit, Keys
+from chancellor.server.logs import json_lines
 from chancellor.server.options import ServeOptions
 
-__all__ = ["Router", "merged", "routing"]
+__all__ = ["Router", "log_to_stderr", "merged", "routing"]
 
 logger = logging.getLogger(__name__)
 _KEPT: Final = (
@@ -48,10 +50,19 @@ def routing(given: dict[str, Any], retries: int) -> Any:
     """
 
     def application() -> Starlette:
+        log_to_stderr()
         replicas = serve.get_deployment_handle("Engines", app_name=serve.get_replica_context().app_name)
         return Router(replicas, ServeOptions(**given), retries).application()
 
     return serve.ingress(application)()
+
+
+def log_to_stderr() -> None:
+    """Write our log there as lines of JSON; Ray collects them."""
+    log = logging.getLogger("chancellor")
+    log.addHandler(json_lines(sys.stderr))
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
 
 class Router:
@@ -133,7 +144,11 @@ class Router:
                 answer.forget()
 
     async def _metrics(self, _: Request) -> Response:
-        found = await self._replicas.broadcast("metrics").results_async(timeout_s=_LOOK_S, return_exceptions=True)
+        asked = self._replicas.broadcast("metrics")
+        try:
+            found = await asked.results_async(timeout_s=_LOOK_S, return_exceptions=True)
+        except (DeploymentUnavailableError, TimeoutError):
+            return Refusal(503, "There is no replica.", "server_error", "no_replica", retry_after_s=5).response()
         texts: dict[str, str] = dict(one for one in found if isinstance(one, tuple))
         return Response(merged(texts), media_type=CONTENT_TYPE_LATEST)
 

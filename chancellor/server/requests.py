@@ -28,28 +28,30 @@ _DEEPEST: Final = 100
 
 
 # OpenAI's types have iterables, which pydantic checks as late as they are read, and which are read only once.
-class _Developer(ChatCompletionDeveloperMessageParam):
+class DeveloperMessage(ChatCompletionDeveloperMessageParam):
     content: Required[str | list[ChatCompletionContentPartTextParam]]  # type: ignore[misc]
 
 
-class _System(ChatCompletionSystemMessageParam):
+class SystemMessage(ChatCompletionSystemMessageParam):
     content: Required[str | list[ChatCompletionContentPartTextParam]]  # type: ignore[misc]
 
 
-class _User(ChatCompletionUserMessageParam):
+class UserMessage(ChatCompletionUserMessageParam):
     content: Required[str | list[ChatCompletionContentPartParam]]  # type: ignore[misc]
 
 
-class _Assistant(ChatCompletionAssistantMessageParam, total=False):
+class AssistantMessage(ChatCompletionAssistantMessageParam, total=False):
     content: str | list[ContentArrayOfContentPart] | None  # type: ignore[misc]
     tool_calls: list[ChatCompletionMessageToolCallUnionParam] | None  # type: ignore[misc]
 
 
-class _Tool(ChatCompletionToolMessageParam):
+class ToolMessage(ChatCompletionToolMessageParam):
     content: Required[str | list[ChatCompletionContentPartTextParam]]  # type: ignore[misc]
 
 
-Message = Annotated[_Developer | _System | _User | _Assistant | _Tool, Discriminator("role")]
+Message = Annotated[
+    DeveloperMessage | SystemMessage | UserMessage | AssistantMessage | ToolMessage, Discriminator("role")
+]
 ResponseFormat = Annotated[
     ResponseFormatText | ResponseFormatJSONObject | ResponseFormatJSONSchema, Discriminator("type")
 ]

@@ -16,6 +16,7 @@ from chancellor.errors import UnknownModelError
 from chancellor.server.chat import ChatForm
 from chancellor.server.choice import CHANCELLOR
 from chancellor.server.completions import CompletionForm
+from chancellor.server.readiness import State
 from chancellor.server.requests import ChatCompletionRequest, CompletionRequest
 from chancellor.server.service import Service
 
@@ -37,6 +38,14 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
+class Report(BaseModel):
+    """Whether requests are answered, and what each model's engine is about."""
+
+    status: State
+    models: dict[str, dict[str, Any]]
+    error: str | None = None
+
+
 def _service(request: Request) -> Service:
     service: Service = request.app.state.chancellor
     return service
@@ -55,10 +64,11 @@ _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     504: {"model": ErrorBody, "description": "The answer took too long."},
     "4XX": {"model": ErrorBody, "description": "The request cannot be answered."},
 }
+_LOOKS: Final = {status: _ERRORS[status] for status in (401, "4XX")}
 
 
 def _answers(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    stream = {"text/event-stream": {"schema": {"type": "string"}}}
+    stream: dict[str, Any] = {"text/event-stream": {}}
     return {
         200: {"model": model, "content": stream, "description": "The answer, or a stream of its pieces."},
         **_ERRORS,
@@ -77,14 +87,14 @@ async def completions(asked: CompletionRequest, request: Request, service: Serve
     return await service.respond(request, asked, CompletionForm(asked))
 
 
-@router.get("/v1/models", responses={200: {"model": ModelList}, 401: _ERRORS[401]})
+@router.get("/v1/models", responses={200: {"model": ModelList}, **_LOOKS})
 async def models(service: Served) -> JSONResponse:
     """List the models: first the virtual one, for which the Chancellor chooses."""
     listed = [_virtual(), *(_model(service, spec) for spec in _usable(service))]
     return JSONResponse({"object": "list", "data": listed})
 
 
-@router.get("/v1/models/{name:path}", responses={200: {"model": Model}, 401: _ERRORS[401], 404: _ERRORS[404]})
+@router.get("/v1/models/{name:path}", responses={200: {"model": Model}, 404: _ERRORS[404], **_LOOKS})
 async def model(name: str, service: Served) -> JSONResponse:
     """Return what is known of a model."""
     if name == CHANCELLOR:
@@ -116,20 +126,27 @@ def _model(service: Service, spec: ModelSpec) -> dict[str, Any]:
     return {**_virtual(), "id": spec.name, "chancellor": details}
 
 
-@router.get("/health")
+@router.get("/health", responses={"4XX": _ERRORS["4XX"]})
 async def health() -> dict[str, str]:
     """Say that the process answers."""
     return {"status": "ok"}
 
 
-@router.get("/ready", responses={503: {"description": "It starts, drains, or has failed."}})
+@router.get(
+    "/ready",
+    responses={
+        200: {"model": Report},
+        503: {"model": Report, "description": "It starts, drains, or has failed."},
+        "4XX": _ERRORS["4XX"],
+    },
+)
 async def ready(service: Served) -> JSONResponse:
     """Say whether requests are answered, and what each model's engine is about."""
     report = service.readiness.report()
     return JSONResponse(report, 200 if report["status"] == "ready" else 503)
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, 401: _ERRORS[401]})
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **_LOOKS})
 async def metrics(request: Request) -> Response:
     """Return metrics for Prometheus."""
     # In a thread: the engines are asked, which may take a moment.

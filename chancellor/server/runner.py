@@ -1,5 +1,6 @@
 """`chancellor serve`: uvicorn around the application, from the first log line to the last request."""
 
+import asyncio
 import logging
 import socket
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Final, TextIO
 
 import uvicorn
 from sse_starlette.sse import AppStatus
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from chancellor.catalog import Catalog
 from chancellor.engines import EnginePool, default_pool
@@ -22,6 +24,7 @@ from chancellor.server.readiness import Readiness
 __all__ = ["serve"]
 
 _BACKLOG: Final = 2048
+_LARGEST_HEAD: Final = 64 * 1024
 _LOGGERS = ("chancellor", "uvicorn.error")
 
 
@@ -53,6 +56,7 @@ def serve(
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     for logger in loggers:
         logger.addHandler(handler)
+        logger.addFilter(_told)
         logger.setLevel(logging.INFO)
         logger.propagate = False
     app = create_app(catalog, options, pool=pool)
@@ -64,7 +68,7 @@ def serve(
         uvicorn.Config(
             app,
             loop="uvloop",
-            http="httptools",
+            http=_Protocol,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -90,6 +94,7 @@ def serve(
         pool.close()
         for logger in loggers:
             logger.removeHandler(handler)
+            logger.removeFilter(_told)
     if readiness.error is not None:
         raise readiness.error
 
@@ -106,6 +111,36 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.readiness.draining = True
         await super().shutdown(sockets)
+        if self.force_exit:  # which leaves out the application's own end
+            await self.lifespan.shutdown()
+
+
+class _Protocol(HttpToolsProtocol):
+    """Takes no head that is too large; uvicorn's own takes any."""
+
+    _head: int | None = None
+    """Bytes of the head that is coming in, but for its first piece; None elsewhere."""
+
+    def on_message_begin(self) -> None:
+        self._head = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._head = None
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        before = self._head
+        super().data_received(data)
+        if before is not None and self._head is not None:
+            self._head = before + len(data)
+            if self._head > _LARGEST_HEAD and not self.transport.is_closing():
+                self.send_400_response("The head of the request is too large.")
+
+
+def _told(record: logging.LogRecord) -> bool:
+    """Leave out that requests were cancelled when the time to drain was over: their own lines say so."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def _listen(options: ServeOptions) -> socket.socket:

@@ -1,0 +1,51 @@
+# The endpoint on NVIDIA GPUs; CUDA's libraries come with the wheels, the driver (580 or newer) from the host.
+#   docker build -f docker/cuda.Dockerfile -t chancellor:cuda .
+#   docker run --gpus all --shm-size=1g --ulimit nofile=65535 -p 127.0.0.1:8000:8000 -e CHANCELLOR_SERVE_API_KEYS=... \
+#       -v chancellor:/var/cache/chancellor -v ./chancellor.toml:/home/chancellor/chancellor.toml:ro chancellor:cuda
+# See docs/scaling.md for Kubernetes. For its probes: /health says that the process answers, /ready that an engine does.
+ARG PYTHON=docker.io/library/python:3.12-slim-bookworm
+
+# hadolint ignore=DL3006
+FROM ${PYTHON} AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+RUN python3 -m venv /opt/chancellor
+ENV PATH=/opt/chancellor/bin:$PATH
+WORKDIR /src
+# The lock first: it changes less often than the code. --no-deps: it is complete.
+COPY requirements/ requirements/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --no-deps -r requirements/cuda.txt -r requirements/demo.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY chancellor/ chancellor/
+COPY nodes/ nodes/
+COPY graphs/ graphs/
+RUN pip install --no-deps --no-build-isolation --no-cache-dir .
+
+# hadolint ignore=DL3006
+FROM ${PYTHON}
+# g++: Triton and FlashInfer compile kernels where they run; Triton needs Python's headers, which this base image has.
+# tini: the endpoint would not collect what its engines leave behind. wget: KubeRay's probes.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ libnuma1 tini wget \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --create-home chancellor \
+    && install --directory --owner=chancellor --group=chancellor /var/cache/chancellor /var/log/chancellor
+COPY --from=build /opt/chancellor /opt/chancellor
+COPY --chmod=755 docker/entrypoint.sh /usr/local/bin/chancellor-entrypoint
+ENV PATH=/opt/chancellor/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    CHANCELLOR_CACHE_DIR=/var/cache/chancellor \
+    CHANCELLOR_LOG_DIR=/var/log/chancellor \
+    HF_HOME=/var/cache/chancellor/huggingface \
+    VLLM_CACHE_ROOT=/var/cache/chancellor/vllm
+USER 10001
+WORKDIR /home/chancellor
+VOLUME /var/cache/chancellor
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+ENTRYPOINT ["tini", "--", "chancellor-entrypoint"]
+CMD ["serve", "--host", "0.0.0.0"]
