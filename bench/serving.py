@@ -1,6 +1,6 @@
 """`chancellor serve` beside vLLM's own server: the same model and settings, the same client, alternating.
 
-python -m bench.serving --concurrency 1,16,64 --json FILE
+python bench/serving.py --concurrency 1,16,64 --json FILE
 """
 
 import argparse
@@ -20,8 +20,8 @@ from typing import Any
 
 import httpx
 import psutil
+from vllm_server import server as vllm_server
 
-from bench.vllm_server import server as vllm_server
 from chancellor.bench import Load, PerformanceMonitor, Report, Synthetic
 from chancellor.bench.targets.remote import RemoteTarget
 from chancellor.catalog import Catalog
