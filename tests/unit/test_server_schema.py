@@ -1,0 +1,113 @@
+"""The endpoint against its own OpenAPI: whatever the schema allows, and much that it does not."""
+
+import json
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import hypothesis
+import pytest
+import schemathesis
+from hypothesis.internal.conjecture.utils import many
+from hypothesis_jsonschema import _from_schema
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from tests.fakes import FakeEngine
+from tests.serving import app_of, pooled
+
+CHECKS: Any = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    negative_data_rejection,
+    unsupported_method,
+]
+
+
+class _Many(many):
+    """What hypothesis-jsonschema expects of Hypothesis, and later releases of Hypothesis do otherwise."""
+
+    _steps: Iterator[None] | None = None
+
+    def more(self) -> bool:
+        if self._steps is None:
+            self._steps = iter(self.__enter__())
+        goes_on = next(self._steps, self) is None
+        if not goes_on:
+            self.__exit__(None)
+        return goes_on
+
+
+@pytest.fixture(scope="module")
+def described() -> Iterator[Any]:
+    """The endpoint's schema."""
+    with pooled() as pool, pytest.MonkeyPatch.context() as patch:
+        if not hasattr(many, "more"):
+            patch.setattr(_from_schema, "cu", SimpleNamespace(many=_Many))
+        app = app_of(pool, allowed_hosts=("testserver", "localhost"), preload=("light",), max_choices=8)
+        yield schemathesis.openapi.from_asgi("/openapi.json", app)
+
+
+LIMITS = hypothesis.settings(
+    max_examples=100,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+)
+OPERATIONS = [
+    "POST /v1/chat/completions",
+    "POST /v1/completions",
+    "GET /v1/models",
+    "GET /v1/models/{name}",
+    "GET /health",
+    "GET /ready",
+    "GET /metrics",
+]
+
+
+@pytest.mark.parametrize(
+    ("label", "mode"),
+    [
+        *((label, schemathesis.GenerationMode.POSITIVE) for label in OPERATIONS),
+        *((label, schemathesis.GenerationMode.NEGATIVE) for label in OPERATIONS[:2]),
+    ],
+)
+def test_the_schema_holds(described: Any, label: str, mode: schemathesis.GenerationMode) -> None:
+    operations = {found.ok().label: found.ok() for found in described.get_all_operations()}
+    assert sorted(operations) == sorted(OPERATIONS)
+    statuses: set[int] = set()
+
+    @LIMITS
+    @hypothesis.given(case=operations[label].as_strategy(generation_mode=mode))
+    def holds(case: schemathesis.Case) -> None:
+        FakeEngine.requests.clear()
+        if isinstance(case.body, dict) and isinstance(case.body.get("model"), str) and case.body["model"]:
+            case.body["model"] = ("light", "chancellor")[len(case.body["model"]) % 2]  # which no generator guesses
+        statuses.add(case.call_and_validate(checks=CHECKS).status_code)
+
+    holds()
+    if mode is schemathesis.GenerationMode.NEGATIVE:
+        assert statuses <= {200, 400, 404, 415}
+    elif label.startswith("POST"):
+        assert 200 in statuses
+
+
+def test_the_schema_is_openais(described: Any) -> None:
+    raw = described.raw_schema
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        responses = raw["paths"][path]["post"]["responses"]
+        assert {"application/json", "text/event-stream"} == set(responses["200"]["content"])
+        assert {"400", "401", "404", "408", "413", "429", "500", "503", "504", "4XX"} <= set(responses)
+    assert "422" not in json.dumps(raw["paths"])
