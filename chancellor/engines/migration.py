@@ -18,13 +18,15 @@ class Migration:
     """What of an answer has reached the caller, and how it goes on.
 
     Three ways: a request of which nothing has come is asked again; a plain one goes on after its tokens; one that has
-    to follow a guide, or whose text is read by a parser, is made once more from its beginning, of which the caller gets
-    what is new. The last needs the same beginning, so that such a request gets a seed.
+    to follow a guide, that has penalties, or whose text is read by a parser, is made once more from its beginning, of
+    which the caller gets what is new. The last needs the same beginning, so that such a request gets a seed.
     """
 
     def __init__(self, request: GenerationRequest) -> None:
         self._request = request
-        self._replayed = request.guide is not None or bool(request.tools)
+        # vLLM counts for penalties what it made itself, not what it is given of an answer.
+        penalties = bool(request.presence_penalty or request.frequency_penalty)
+        self._replayed = request.guide is not None or bool(request.tools) or penalties
         self._began: float | None = None
         self._first_s: float | None = None
         self._tokens: list[int] = []
@@ -51,7 +53,8 @@ class Migration:
         if self._began is None:
             self._began = time.perf_counter()
         self._way = None
-        replayed = self._replayed or engine.spec.engine.reasoning_parser is not None
+        thinks = engine.spec.engine.reasoning_parser is not None and self._request.prompt is None
+        replayed = self._replayed or thinks
         if not self.emitted:
             asked = self._request
             if replayed and asked.stream and asked.seed is None and asked.temperature > 0 and asked.retries:

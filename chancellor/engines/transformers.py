@@ -21,7 +21,7 @@ from chancellor.engines.base import Delta, Engine, EngineStats, GenerationReques
 from chancellor.engines.hardware import default_dtype, gpu_count
 from chancellor.engines.host import in_thread
 from chancellor.engines.logs import LOG_VARIABLE, log_file, shortage_in
-from chancellor.engines.prompt import prompt_of
+from chancellor.engines.prompt import prompt_ahead
 from chancellor.engines.pulse import Pulse
 from chancellor.engines.spawn import OWN_PROCESS, engine_spawning, environment, starting
 from chancellor.errors import (
@@ -178,9 +178,11 @@ class TransformersEngine(Engine):
         plan = plan_of(
             request, self._tokenizer, tool_parser=options.tool_parser, reasoning_parser=options.reasoning_parser
         )
-        if (reason := refusal_of(plan.guide)) is not None:  # in the worker it would fail a whole batch
-            raise refused(reason)
-        prompt = prompt_of(self._tokenizer, request, plan.messages, plan.tools)
+        if plan.guide is not None:  # one that cannot be compiled would fail a whole batch in the worker
+            reason = await in_thread(lambda: refusal_of(plan.guide))
+            if reason is not None:
+                raise refused(reason)
+        prompt = await prompt_ahead(self._tokenizer, request, plan.messages, plan.tools)
         room = self._limit - len(prompt.token_ids)
         if room < 1:
             raise PromptTooLongError(

@@ -19,7 +19,7 @@ from chancellor.engines.hardware import default_dtype
 from chancellor.engines.host import in_thread
 from chancellor.engines.logs import log_file, refusal_in, shortage_in
 from chancellor.engines.phases import following
-from chancellor.engines.prompt import prompt_of
+from chancellor.engines.prompt import prompt_ahead
 from chancellor.engines.pulse import Pulse
 from chancellor.engines.spawn import engine_spawning, environment, starting
 from chancellor.engines.vllm_args import engine_args, process_environment
@@ -182,7 +182,7 @@ class VLLMEngine(Engine):
         llm, started = self._running(), time.perf_counter()
         tokenizer, options = llm.get_tokenizer(), self.spec.engine
         plan = plan_of(request, tokenizer, tool_parser=options.tool_parser, reasoning_parser=options.reasoning_parser)
-        prompt = prompt_of(tokenizer, request, plan.messages, plan.tools)
+        prompt = await prompt_ahead(tokenizer, request, plan.messages, plan.tools)
         limit = llm.model_config.max_model_len
         size = len(prompt.token_ids)
         if size >= limit:

@@ -105,7 +105,7 @@ async def _refused(request: Request, error: Exception) -> Response:
     refusal = refusal_of(error) if isinstance(error, ChancellorError) else Refusal(500, str(error), "server_error")
     request.state.notes["error"] = type(error).__name__
     if refusal.status >= 500:
-        logger.warning("%s: %s", type(error).__name__, refusal.message)
+        logger.warning("%s: %s", type(error).__name__, error)
     return refusal.response()
 
 

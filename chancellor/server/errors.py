@@ -77,4 +77,6 @@ def refusal_of(error: ChancellorError) -> Refusal:
     status, type_, code = next(found for kind, found in _KINDS.items() if isinstance(error, kind))
     retry = error.retry_after_s if isinstance(error, EngineBusyError) else None
     param = "model" if code == "model_not_found" else None
-    return Refusal(status, f"{error.message} {error.hint}", type_, code, param, retry)
+    # Hints at what goes wrong inside are for whoever runs the server: they name its files.
+    message = error.message if status in (500, 503) else f"{error.message} {error.hint}"
+    return Refusal(status, message, type_, code, param, retry)

@@ -672,6 +672,15 @@ def test_text_without_tokens_is_not_made_twice() -> None:
     assert closed.ended(EngineDiedError("x")).partial == "the"
 
 
+def test_an_answer_with_penalties_is_made_once_more_from_its_beginning() -> None:
+    for more, again in ({"frequency_penalty": 0.5}, True), ({"presence_penalty": -1.0}, True), ({}, False):
+        migration = Migration(replace(request(), **more))  # type: ignore[arg-type]
+        migration.request(FaultyEngine(A))
+        list(migration.take(Delta("the cat", (1, 2))))
+        assert migration.goes_on()
+        assert (migration.request(FaultyEngine(A)).answered == ()) == again
+
+
 def test_a_deadline_does_not_wait_for_a_restart(pool: EnginePool) -> None:
     FaultyEngine.reset(Plan(deaths=[2], token_s=0.02))
     stream = pool.generate(A, request(timeout_s=0.5))

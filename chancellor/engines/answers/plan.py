@@ -71,7 +71,7 @@ def plan_of(
     plan = Plan(_for_template(request.messages) if knows else as_text(request.messages, tools), guide=request.guide)
     if knows and tools:
         plan.tools = list(tools)
-    if reasoning_parser is not None:
+    if reasoning_parser is not None and request.prompt is None:  # a raw prompt is continued as it stands
         from chancellor.engines.answers.vllm_parsers import VLLMReasoning
 
         plan.readers.append(VLLMReasoning(reasoning_parser, tokenizer, request))
