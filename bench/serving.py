@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--concurrency", default="1,16,64")
     parser.add_argument("--input-tokens", type=int, default=128)
     parser.add_argument("--output-tokens", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=2, help="requests over concurrency; at least 24 requests")
+    parser.add_argument("--rounds", type=int, default=2, help="requests over concurrency; at least 8 requests")
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--no-stream", dest="stream", action="store_false")
     parser.add_argument("--json", type=Path)
@@ -139,7 +139,7 @@ def main() -> None:
         Load(
             Synthetic(options.input_tokens, options.output_tokens),
             concurrency=concurrency,
-            requests=max(24, options.rounds * concurrency),
+            requests=max(8, options.rounds * concurrency),
         )
         for concurrency in map(int, options.concurrency.split(","))
     ]
