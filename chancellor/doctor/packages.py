@@ -14,6 +14,7 @@ PURPOSES: Final = {
     "vllm": "vLLM on CUDA GPUs",
     "cpu": "vLLM on CPUs",
     "serve": "the OpenAI-compatible endpoint",
+    "ray": "the endpoint on Ray Serve",
     "bench": "chancellor bench",
     "telemetry": "OpenTelemetry and Prometheus",
     "agents": "TrinityMiddleware in LangChain's agents",

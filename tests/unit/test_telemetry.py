@@ -22,11 +22,13 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
 
 from chancellor import Catalog, ChatModels, ChatVLLM, ModelSpec, create_chancellor
 from chancellor.engines import Delta, EnginePool, EngineStats, GenerationRequest
 from chancellor.errors import EngineDiedError, EngineStartError, GenerationError
 from chancellor.nodes import generation_node
+from chancellor.server.logs import RequestLog
 from chancellor.telemetry import PrometheusExporter, RequestRecord, instrument, prometheus, recording, requests
 from tests.fakes import FakeEngine, catalog
 
@@ -643,7 +645,10 @@ def test_the_page_names_every_metric(pool: EnginePool, otel: Otel) -> None:
     list(pool.generate(LIGHT, request()))
     exporter = PrometheusExporter(CollectorRegistry(), pool)
     suffix = {"counter": "_total"}
-    names = {metric.name + suffix.get(metric.type, "") for metric in exporter.describe()} | set(otel.metrics())
+    registry = CollectorRegistry()
+    RequestLog(Starlette(), registry)
+    described = [*exporter.describe(), *registry.collect()]
+    names = {metric.name + suffix.get(metric.type, "") for metric in described} | set(otel.metrics())
     exporter.close()
     assert (
         set(re.findall(r"^\| `((?:chancellor_|gen_ai\.client|gen_ai\.server)[a-z_.]+)`", PAGE, re.MULTILINE)) == names
