@@ -362,9 +362,8 @@ async def test_retry_after(engine: RemoteEngine, server: Server, headers: dict[s
     server.statuses["x"] = (429, {"error": {"message": "full"}}, headers)
     with pytest.raises(EngineBusyError) as raised:
         await all_of(engine, ask("x"))
-    assert raised.value.retry_after_s == pytest.approx(
-        seconds, abs=10_000 if seconds > 7 else 0
-    )  # pytest made the date when it began
+    # pytest made the date when it began.
+    assert raised.value.retry_after_s == pytest.approx(seconds, abs=10_000 if seconds > 7 else 0)
 
 
 @pytest.mark.parametrize("body", [{"detail": "what a shape"}, {"message": "what a shape"}, "what a shape"])
