@@ -8,7 +8,7 @@ ARG PYTHON=docker.io/library/python:3.11-slim-bookworm
 
 # hadolint ignore=DL3006
 FROM ${PYTHON} AS build
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_CACHE_DIR=/var/cache/pip
 # Where pip finds torch's CPU build; an index of yours that has all packages does for both.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN python3 -m venv /opt/chancellor
@@ -18,7 +18,7 @@ WORKDIR /src
 # nothing pulls in the CUDA build.
 COPY requirements/ requirements/
 # hadolint ignore=DL3013
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     torch=$(grep -E '^torch==' requirements/cpu.txt) \
     && { pip install --no-deps "$torch" || pip install --no-deps --index-url "$TORCH_INDEX" "$torch"; } \
     && pip install --no-deps -r requirements/cpu.txt -r requirements/demo.txt

@@ -7,13 +7,13 @@ ARG PYTHON=docker.io/library/python:3.12-slim-bookworm
 
 # hadolint ignore=DL3006
 FROM ${PYTHON} AS build
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_CACHE_DIR=/var/cache/pip
 RUN python3 -m venv /opt/chancellor
 ENV PATH=/opt/chancellor/bin:$PATH
 WORKDIR /src
 # The lock first: it changes less often than the code. --no-deps: it is complete.
 COPY requirements/ requirements/
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     pip install --no-deps -r requirements/cuda.txt -r requirements/demo.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY chancellor/ chancellor/

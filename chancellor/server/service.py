@@ -9,10 +9,11 @@ from sse_starlette import EventSourceResponse
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from chancellor import resources
 from chancellor.catalog import Catalog
+from chancellor.chat.messages import message_of
 from chancellor.engines import Delta, EnginePool
 from chancellor.errors import ChancellorError, GenerationTimeoutError
+from chancellor.nodes import metrics_node
 from chancellor.server.choice import CHANCELLOR, Choice, Chooser
 from chancellor.server.errors import Refusal, refusal_of
 from chancellor.server.exchange import ClientGoneError, gathered, streamed, unless_gone
@@ -21,7 +22,6 @@ from chancellor.server.logs import CLIENT_GONE
 from chancellor.server.options import ServeOptions
 from chancellor.server.readiness import Readiness
 from chancellor.server.requests import ChatCompletionRequest, CompletionRequest
-from chancellor.state import Metrics
 from chancellor.telemetry.requests import CANCELLED
 
 __all__ = ["Service"]
@@ -29,6 +29,7 @@ __all__ = ["Service"]
 logger = logging.getLogger(__name__)
 Asked = ChatCompletionRequest | CompletionRequest
 Stream = AsyncGenerator[tuple[int, Delta], None]
+_record = metrics_node()  # the graph's fourth
 
 
 class Service:
@@ -150,21 +151,12 @@ class Service:
 
 
 async def _explained(choice: Choice, last: Delta) -> dict[str, Any]:
-    if resources.stale():
-        await asyncio.to_thread(resources.measure)
-    usage = resources.measure()
-    seconds, produced = last.inference_time_s, last.output_tokens
-    metrics = Metrics(
-        engine=last.engine,
-        quantization=last.quantization,
-        inference_time_s=seconds,
-        time_to_first_token_s=last.time_to_first_token_s,
-        input_tokens=last.input_tokens,
-        output_tokens=produced,
-        tokens_per_s=produced / seconds if produced is not None and seconds else None,
-        process_memory_mib=usage.process_memory_mib,
-        gpu_memory_mib=usage.gpu_memory_mib,
-        gpu_utilization=usage.gpu_utilization,
-        fallbacks=list(last.fallbacks),
-    )
-    return {"complexity": choice.complexity, "decision": choice.decision, "metrics": metrics}
+    noted = {
+        "engine": last.engine,
+        "quantization": last.quantization,
+        "inference_time_s": last.inference_time_s,
+        "time_to_first_token_s": last.time_to_first_token_s,
+        "fallbacks": last.fallbacks,
+    }
+    recorded = await _record.ainvoke({"messages": [message_of([last], noted)]})
+    return {"complexity": choice.complexity, "decision": choice.decision, **recorded}
