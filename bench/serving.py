@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 import psutil
+from vllm_server import end
 from vllm_server import server as vllm_server
 
 from chancellor.bench import Load, PerformanceMonitor, Report, Synthetic
@@ -52,11 +53,7 @@ def chancellor_server(config: Path | None, model: str) -> Iterator[str]:
             time.sleep(0.5)
         yield url
     finally:
-        process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        end(process)
 
 
 def rows(report: Report) -> list[dict[str, Any]]:

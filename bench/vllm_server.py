@@ -70,11 +70,15 @@ def server(spec: ModelSpec, folder: Path, dtype: str, port: int) -> Iterator[str
             time.sleep(1)
         yield url
     finally:
-        process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def ours(url: str, spec: ModelSpec, load: Load, tokenizer: Any, seed: int) -> Report:

@@ -18,7 +18,7 @@ def run(config: Path | None, given: dict[str, Any]) -> None:
         serve(
             config,
             options,
-            log=user.err.file,  # type: ignore[arg-type]
+            log=user.err.file,
             on_listening=lambda url: _listening(user, url),
             on_ready=lambda readiness: _ready(user, readiness),
         )

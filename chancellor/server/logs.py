@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 import uuid
-from typing import Any, Final, TextIO
+from typing import IO, Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
@@ -97,7 +97,7 @@ def _identity(given: str | None) -> str:
     return uuid.uuid4().hex
 
 
-def json_lines(stream: TextIO) -> logging.Handler:
+def json_lines(stream: IO[str]) -> logging.Handler:
     """Return a handler that writes a JSON object for each record."""
     from pythonjsonlogger.core import RESERVED_ATTRS
     from pythonjsonlogger.json import JsonFormatter

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Final, TextIO
+from typing import IO, Final
 
 import uvicorn
 from sse_starlette.sse import AppStatus
@@ -32,7 +32,7 @@ def serve(
     catalog: Catalog | str | Path | None,
     options: ServeOptions,
     *,
-    log: TextIO,
+    log: IO[str],
     on_listening: Callable[[str], None] = lambda _: None,
     on_ready: Callable[[Readiness], None] = lambda _: None,
     pool: EnginePool | None = None,
