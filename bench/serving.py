@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--output-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2, help="requests over concurrency; at least 8 requests")
     parser.add_argument("--blocks", type=int, default=4)
+    parser.add_argument("--gpu-share", type=float, help="of vLLM's server: two engines share the GPU")
     parser.add_argument("--no-stream", dest="stream", action="store_false")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -124,6 +125,8 @@ def main() -> None:
     spec = Catalog.load(options.config)[options.model]
     dtype = spec.engine.dtype or default_dtype()
     folder = prepare(spec, dtype).folder
+    shared = {} if options.gpu_share is None else {"gpu_memory_utilization": options.gpu_share}
+    engine = spec.engine.model_copy(update=shared)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
 
@@ -142,7 +145,7 @@ def main() -> None:
     ]
     with (
         chancellor_server(options.config, options.model) as ours,
-        vllm_server(spec, folder, dtype, port) as theirs,
+        vllm_server(spec.model_copy(update={"engine": engine}), dtype, port) as theirs,
     ):
         targets = [
             RemoteTarget(ours, model=options.ask_for or spec.name, name="chancellor", tokenizer=tokenizer),

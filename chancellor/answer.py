@@ -24,6 +24,7 @@ class Answer:
     response: str
     """The model's text."""
     model_used: str
+    """The model that answered: where another one had to, not the one that the decision names."""
     trinity_score: float
     """Score of the model used, from 0 to 100."""
     inference_time: float | None
@@ -36,13 +37,18 @@ class Answer:
     def of(cls, state: dict[str, Any]) -> "Answer":
         """Take the answer out of the graph's final state."""
         message: BaseMessage = state["messages"][-1]
+        decision: Decision = state["decision"]
+        model, score = decision["model"], decision["trinity_score"]
+        scores = {one["model"]: one["trinity_score"] for one in decision.get("candidates") or ()}
+        if (name := message.response_metadata.get("model_name")) in scores:  # maybe a substitute's
+            model, score = name, scores[name]
         return cls(
             response=str(message.text),
-            model_used=state["decision"]["model"],
-            trinity_score=state["decision"]["trinity_score"],
+            model_used=model,
+            trinity_score=score,
             inference_time=state["metrics"]["inference_time_s"],
             complexity=state["complexity"],
-            decision=state["decision"],
+            decision=decision,
             metrics=state["metrics"],
         )
 

@@ -1,5 +1,6 @@
 """What may change from run to run without building another graph."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
@@ -34,7 +35,8 @@ class Context(BaseModel):
     seed: Annotated[int | None, Field(json_schema_extra={**_GENERATION})] = None
     """Seed of the sampling; None for another answer each time."""
     system_prompt: Annotated[str | None, Field(json_schema_extra={**_GENERATION})] = None
-    """Put before the conversation; None leaves it to the model's chat template."""
+    """Put before the conversation, in one message with a system prompt of its own; None leaves it to the model's chat
+    template."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -53,11 +55,12 @@ class Context(BaseModel):
         """Turn what LangGraph hands to a node into a context.
 
         A node embedded in another graph is handed that graph's context, which may well have a `model` of its own:
-        what is not ours counts as none. A dict can carry ours under the key `chancellor`.
+        what is not ours counts as none. It can carry ours: a dict under the key `chancellor`, a dataclass or pydantic
+        model in a field of that name.
         """
         if isinstance(given, cls):
             return given
-        ours = given.get("chancellor") if isinstance(given, dict) else None
+        ours = given.get("chancellor") if isinstance(given, Mapping) else getattr(given, "chancellor", None)
         if isinstance(ours, cls):
             return ours
         return cls(**ours) if isinstance(ours, dict) else cls()

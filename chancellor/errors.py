@@ -27,7 +27,8 @@ ChancellorError
     ├── EngineDiedError
     ├── EngineBusyError
     └── GenerationError
-        └── GenerationTimeoutError
+        ├── GenerationTimeoutError
+        └── UpstreamError
 """
 
 from collections.abc import Iterable
@@ -61,6 +62,7 @@ __all__ = [
     "UnknownChoiceError",
     "UnknownModelError",
     "UnsafeCheckpointError",
+    "UpstreamError",
     "WorkloadError",
 ]
 
@@ -255,3 +257,12 @@ class GenerationTimeoutError(GenerationError):
     """The answer took longer than it may; it was aborted."""
 
     default_hint = "Allow more time (timeout), or ask for less (max_tokens)."
+
+
+class UpstreamError(GenerationError):
+    """The server of an entry failed, does not take the entry's key, or answers something else than OpenAI's protocol.
+
+    The message has neither its address nor its words: callers of the endpoint get to see it. The hint has both.
+    """
+
+    default_hint = "See the log of that server, and base_url and api_key_env under [models.engine]."

@@ -25,7 +25,8 @@ Fallback = TypedDict(
     },
 )
 """One step. `from` and `to` name model, engine and scheme; the memory is what the device had free, in MiB, when it
-failed and when that was cleaned up. It costs no second where the failure is known from a request before."""
+failed and when that was cleaned up. It costs no second where the failure is known from a request before, nor does a
+smaller cache, of which the memory is None."""
 
 
 class FallbackOptions(BaseModel):

@@ -77,7 +77,10 @@ class TrinityMiddleware(AgentMiddleware[Any, Any]):
     def _routed(self, request: ModelRequest[Any]) -> tuple[ModelRequest[Any], dict[str, Any]]:
         context = Context.of(getattr(request.runtime, "context", None))
         complexity = self._analyze(task_of(request.messages))
-        decision = self._router.decide(request.messages, complexity, context)
+        told = request.messages if request.system_message is None else [request.system_message, *request.messages]
+        # The agent's own prompt is what its models are told, not that of a context of ours.
+        counted = context.model_copy(update={"system_prompt": None})
+        decision = self._router.decide(told, complexity, counted, tools=request.tools)
         by_name = getattr(self._models, "named", None) if context.model is not None else None
         try:
             model = self._models[decision["model"]] if by_name is None else by_name(decision["model"])

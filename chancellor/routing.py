@@ -1,47 +1,48 @@
 """Which model answers a conversation: what is known of each, which may be taken, and which one is."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, MessageLikeRepresentation
 from langchain_core.messages.utils import count_tokens_approximately
+from langchain_core.tools import BaseTool
 
+from chancellor.approval import approves
 from chancellor.catalog import Catalog, ModelSpec
 from chancellor.context import Context
+from chancellor.conversation import messages_of, prompted
 from chancellor.errors import CheckpointError, MissingDependencyError, NoEligibleModelError, PromptTooLongError
 from chancellor.policies import Choice, Policy, policy_of
 from chancellor.quantization.prepare import parameters_of
 from chancellor.state import Candidate, Complexity, Decision, question_of
+from chancellor.window import window_of
 
 __all__ = ["Router", "task_of"]
 
-_FEW_WORDS: Final = 8
-_APPROVAL: Final = re.compile(
-    r"\W*(yes|yep|yeah|ok|okay|sure|please|go|continue|proceed|do (it|that|so)|sounds good|agreed|keep going|"
-    r"carry on|thanks|thank you|perfect|great|exactly|correct)\b",
-    re.IGNORECASE,
-)
+_ANSWER_SHARE: Final = 4
+"""An answer is left the room of its most tokens, but not more than the context over this."""
+_TOO_LONG: Final = "which is too much for its context of"
 
 
-def task_of(messages: Sequence[BaseMessage]) -> str:
+def task_of(messages: MessageLikeRepresentation | Sequence[MessageLikeRepresentation]) -> str:
     """Return the text that says how hard the work is: the user's newest that is more than a word of approval.
 
     "Yes, go on" is as hard as what it approves. System prompts and the models' own texts do not count.
 
+    Args:
+        messages: in any form that LangChain takes.
+
     Raises:
         EmptyQuestionError: there is no text of the user's, or the newest is blank.
+        InvalidInputError: these are no messages.
     """
-    newest = question_of(list(messages))
-    for message in reversed(messages):
+    conversation = messages_of(messages)
+    newest = question_of(conversation)
+    for message in reversed(conversation):
         text = str(message.text)
-        if message.type == "human" and text.strip() and not _approves(text):
+        if message.type == "human" and text.strip() and not approves(text):
             return text
     return newest
-
-
-def _approves(text: str) -> bool:
-    return len(text.split()) <= _FEW_WORDS and "?" not in text and _APPROVAL.match(text) is not None
 
 
 class Router:
@@ -67,38 +68,45 @@ class Router:
         self._policy = policy
         self._fixed = policy_of(policy) if isinstance(policy, str) else policy
         self._parameters: dict[str, int] = {}
+        self._windows: dict[str, int | None] = {}
 
     @property
     def ready(self) -> bool:
         """Whether a decision reads nothing more from disk."""
         return all(
-            spec.name in self._parameters or self.catalog.rejection(spec) is not None for spec in self.catalog.values()
+            (spec.name in self._parameters and spec.name in self._windows) or self.catalog.rejection(spec) is not None
+            for spec in self.catalog.values()
         )
 
     def decide(
         self,
-        messages: Sequence[BaseMessage],
+        messages: Sequence[MessageLikeRepresentation],
         complexity: Complexity,
         context: Context,
         before: Mapping[str, Any] | None = None,
+        tools: Sequence[BaseTool | dict[str, Any]] = (),
     ) -> Decision:
         """Return which model answers next.
 
         A model that has called tools goes on with their results, whatever they look like.
 
         Args:
-            messages: the conversation so far.
+            messages: the conversation so far, in any form that LangChain takes.
             complexity: of the work.
-            context: of the run.
+            context: of the run; its system prompt and its longest answer take room as well.
             before: the decision for the previous step, if it is known.
+            tools: what the model is told that it may call.
 
         Raises:
+            InvalidInputError: these are no messages.
             PromptTooLongError: the conversation fits into no model's context.
             NoEligibleModelError: no model may be used.
             ModelRejectedError: the one that the context names may not be used.
         """
-        candidates = self._candidates(messages)
-        held = self._held(messages, before)
+        conversation = messages_of(messages)
+        tokens = count_tokens_approximately(prompted(conversation, context.system_prompt), tools=list(tools) or None)
+        candidates = self._candidates(tokens, context.max_tokens)
+        held = self._held(conversation, before)
         if context.model is not None:
             chosen, name = Choice(self.catalog.usable(context.model).name, "asked for by name"), "by name"
         elif held is not None and any(one["model"] == held and one["eligible"] for one in candidates):
@@ -117,21 +125,25 @@ class Router:
             candidates=candidates,
         )
 
-    @staticmethod
-    def _held(messages: Sequence[BaseMessage], before: Mapping[str, Any] | None) -> str | None:
+    def _held(self, messages: Sequence[BaseMessage], before: Mapping[str, Any] | None) -> str | None:
+        """Return the model whose call has a result now: as its message says, for a substitute may have made it."""
         if not messages or messages[-1].type != "tool":
             return None
-        if before is not None:
-            return str(before["model"])
         caller = next((one for one in reversed(messages) if isinstance(one, AIMessage) and one.tool_calls), None)
-        return caller.response_metadata.get("model_name") if caller is not None else None
+        name = caller.response_metadata.get("model_name") if caller is not None else None
+        if name in self.catalog:
+            return str(name)
+        return str(before["model"]) if before is not None else None
 
-    def _candidates(self, messages: Sequence[BaseMessage]) -> list[Candidate]:
+    def _candidates(self, tokens: int, answer: int) -> list[Candidate]:
         self.catalog.eligible()  # an empty catalog, or one with every model rejected, is an error of its own
-        tokens = count_tokens_approximately(messages)
-        return [self._candidate(spec, tokens) for spec in self.catalog.values()]
+        candidates = [self._candidate(spec, tokens, answer) for spec in self.catalog.values()]
+        if any(candidate["eligible"] for candidate in candidates):
+            return candidates
+        # A short answer is better than none.
+        return [self._candidate(spec, tokens, 1) for spec in self.catalog.values()]
 
-    def _candidate(self, spec: ModelSpec, tokens: int) -> Candidate:
+    def _candidate(self, spec: ModelSpec, tokens: int, answer: int) -> Candidate:
         reason = self.catalog.rejection(spec)
         if reason is None and spec.name not in self._parameters:
             try:
@@ -141,8 +153,8 @@ class Router:
             else:
                 if count is not None:
                     self._parameters[spec.name] = count
-        window = spec.context_window
-        if reason is None and window is not None and tokens >= window:
+        window = self._window(spec) if reason is None else None
+        if window is not None and tokens + min(answer, window // _ANSWER_SHARE) > window:
             reason = f"the conversation has about {tokens:,} tokens, {_TOO_LONG} {window:,}"
         candidate = Candidate(
             model=spec.name,
@@ -156,8 +168,13 @@ class Router:
             candidate["start_s"] = self._start_s(spec)
         return candidate
 
-
-_TOO_LONG: Final = "which is too much for its context of"
+    def _window(self, spec: ModelSpec) -> int | None:
+        if spec.name in self._windows:
+            return self._windows[spec.name]
+        window = window_of(spec)
+        if window.certain:
+            self._windows[spec.name] = window.tokens
+        return window.tokens
 
 
 def _name(policy: str | Policy) -> str:

@@ -1,8 +1,10 @@
 # The endpoint on a CPU.  From the repository's root:
 #   docker build -f docker/cpu.Dockerfile -t chancellor:cpu .
-#   docker run --ulimit nofile=65535 -p 127.0.0.1:8000:8000 -e CHANCELLOR_SERVE_API_KEYS=... \
+#   docker run --ulimit nofile=65535 --stop-timeout=75 -p 127.0.0.1:8000:8000 -e CHANCELLOR_SERVE_API_KEYS=... \
 #       -v chancellor:/var/cache/chancellor chancellor:cpu
 # It serves the demo's models, or the catalog that is mounted as /home/chancellor/chancellor.toml.
+# docker kills 10 s after `docker stop` unless --stop-timeout says otherwise: more than CHANCELLOR_SERVE_DRAIN_DELAY_S (0)
+# and CHANCELLOR_SERVE_DRAIN_S (60) together, and 15 s for the engines to end.
 # See docs/scaling.md for Kubernetes. For its probes: /health says that the process answers, /ready that an engine does.
 ARG PYTHON=docker.io/library/python:3.11-slim-bookworm
 

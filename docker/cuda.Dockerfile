@@ -1,7 +1,9 @@
 # The endpoint on NVIDIA GPUs; CUDA's libraries come with the wheels, the driver (580 or newer) from the host.
 #   docker build -f docker/cuda.Dockerfile -t chancellor:cuda .
-#   docker run --gpus all --shm-size=1g --ulimit nofile=65535 -p 127.0.0.1:8000:8000 -e CHANCELLOR_SERVE_API_KEYS=... \
+#   docker run --gpus all --shm-size=1g --ulimit nofile=65535 --stop-timeout=75 -p 127.0.0.1:8000:8000 -e CHANCELLOR_SERVE_API_KEYS=... \
 #       -v chancellor:/var/cache/chancellor -v ./chancellor.toml:/home/chancellor/chancellor.toml:ro chancellor:cuda
+# docker kills 10 s after `docker stop` unless --stop-timeout says otherwise: more than CHANCELLOR_SERVE_DRAIN_DELAY_S (0)
+# and CHANCELLOR_SERVE_DRAIN_S (60) together, and 15 s for the engines to end.
 # See docs/scaling.md for Kubernetes. For its probes: /health says that the process answers, /ready that an engine does.
 ARG PYTHON=docker.io/library/python:3.12-slim-bookworm
 

@@ -1,4 +1,4 @@
-"""The graph as a node of another graph, which has a state and a context of its own.
+"""The graph as a node of another graph (a subgraph), which has a state and a context of its own.
 
 The two share the keys that both states have: here `messages` and `decision`. Of the parent's context, the part under
 the key `chancellor` is for our nodes.

@@ -6,6 +6,7 @@ from typing import Any
 from langchain_core.runnables import RunnableConfig
 
 from chancellor.analyzers import Analyzer, analyzer_of
+from chancellor.conversation import messages_in
 from chancellor.nodes.node import Node
 from chancellor.routing import task_of
 
@@ -25,6 +26,6 @@ def complexity_node(analyzer: str | Analyzer = "rules") -> Node:
     analyze = analyzer_of(analyzer) if isinstance(analyzer, str) else analyzer
 
     def run(state: Mapping[str, Any], _: RunnableConfig | None) -> dict[str, Any]:
-        return {"complexity": analyze(task_of(state["messages"]))}
+        return {"complexity": analyze(task_of(messages_in(state)))}
 
     return Node("analyze_complexity", run)

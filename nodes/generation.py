@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage, SystemMessage
+from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.config import get_stream_writer
 
 from chancellor import progress
 from chancellor.context import Context
+from chancellor.conversation import messages_in, prompted
 from chancellor.errors import InvalidInputError, UnknownModelError
 from chancellor.nodes.node import Node, context_of_run
 
@@ -67,9 +68,7 @@ def _call(
             f"The selection chose {name!r}, which the generation node does not have.",
             hint=f"It has: {', '.join(models) or 'none'}.",
         ) from None
-    messages = list(state["messages"])
-    if context.system_prompt is not None:
-        messages.insert(0, SystemMessage(context.system_prompt))
+    messages = prompted(messages_in(state), context.system_prompt)
     # Only what the run asks for: the model's own settings stand otherwise.
     asked = {
         name: getattr(context, name)
@@ -89,15 +88,16 @@ def _timed(answer: BaseMessage, model: BaseChatModel, name: str, seconds: float)
 
 
 def _listener(name: str) -> progress.Listener:
-    """Pass on what this run's own model reports."""
+    """Pass on what this run's own model reports, and one that answers in its place."""
     try:
         write = get_stream_writer()
     except (RuntimeError, KeyError, AttributeError):  # outside of a graph
         return lambda _: None
-    context = contextvars.copy_context()
+    context, names = contextvars.copy_context(), {name}
 
     def listen(step: progress.Progress) -> None:
-        if step["model"] == name:
+        if step["model"] in names:
+            names.add(step.get("substitute", name))
             # The writer looks up its run in the context, and an engine starts in one of its own.
             context.copy().run(write, step)
 

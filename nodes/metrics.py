@@ -9,6 +9,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
 
 from chancellor import resources
+from chancellor.conversation import messages_of
 from chancellor.nodes.node import Node
 from chancellor.state import Metrics
 
@@ -51,7 +52,8 @@ def metrics_node(recorders: Iterable[Recorder] = ()) -> Node:
 
 
 def _metrics(state: Mapping[str, Any], usage: resources.Usage) -> Metrics:
-    answer = next((message for message in reversed(state["messages"]) if isinstance(message, AIMessage)), None)
+    messages = messages_of(state.get("messages") or [])
+    answer = next((message for message in reversed(messages) if isinstance(message, AIMessage)), None)
     tokens: Mapping[str, Any] = (answer.usage_metadata if answer else None) or {}
     noted: Mapping[str, Any] = answer.response_metadata if answer else {}
     seconds, produced = noted.get("inference_time_s"), tokens.get("output_tokens")

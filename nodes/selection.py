@@ -8,6 +8,7 @@ from langchain_core.runnables import RunnableConfig
 
 from chancellor.analyzers import rules
 from chancellor.catalog import Catalog, ModelSpec
+from chancellor.conversation import messages_in
 from chancellor.nodes.node import Node, context_of_run
 from chancellor.policies import Policy
 from chancellor.routing import Router, task_of
@@ -36,7 +37,7 @@ def selection_node(
     router = Router(catalog, policy, start_s)
 
     def run(state: Mapping[str, Any], _: RunnableConfig | None) -> dict[str, Any]:
-        messages = state["messages"]
+        messages = messages_in(state)
         complexity = state.get("complexity") or rules(task_of(messages))
         return {"decision": router.decide(messages, complexity, context_of_run(), state.get("decision"))}
 

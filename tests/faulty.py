@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from chancellor.catalog import ModelSpec
-from chancellor.engines import Delta, Engine, EngineStats, GenerationRequest
+from chancellor.engines import Delta, Engine, EnginePool, EngineStats, GenerationRequest
+from chancellor.engines.ladder import Ladder
+from chancellor.engines.room import Room
 from chancellor.errors import ChancellorError, EngineDiedError
+from chancellor.fallbacks import FallbackOptions
+from chancellor.memory import Device, Estimate
 
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "saw", "two", "dogs")
 
@@ -130,3 +134,56 @@ class FaultyEngine(Engine):
 
     async def close(self) -> None:
         self.kill()
+
+
+A = ModelSpec(name="a", source="fake/a", trinity=99.0, parameters=2_000, scheme="int8")
+
+B = ModelSpec(name="b", source="fake/b", trinity=98.0, parameters=1_000)
+
+WAYS = Ladder(FallbackOptions(), lambda: [B])
+
+QUESTION = "abc"
+
+ANSWER = text_of(range(3, 13))
+
+
+def request(question: str = QUESTION, **options: object) -> GenerationRequest:
+    options = {"max_tokens": 10, "stream": True, "retries": 1, **options}
+    return GenerationRequest([{"role": "user", "content": question}], **options)  # type: ignore[arg-type]
+
+
+def whole(deltas: list[Delta]) -> str:
+    return "".join(delta.text for delta in deltas)
+
+
+def fail(pool: EnginePool, plan: Plan, asked: GenerationRequest, ways: Ladder | None = WAYS) -> list[Delta]:
+    FaultyEngine.reset(plan)
+    return list(pool.generate(A, asked, ways))
+
+
+class Desk(Room):
+    """Room for so many units; each model needs one for itself and one for its cache."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def expected(self, spec: ModelSpec) -> Estimate:
+        return Estimate(("cpu",), weights=1, kv_cache=2, kv_cache_least=1, activations=0, graphs=0, overhead=0)
+
+    def _read(self) -> list[Device]:
+        return [Device("cpu", self.size, self.size, self.size)]
+
+    def took(self, *_: object) -> None:
+        return None
+
+
+async def answered(pool: EnginePool, spec: ModelSpec, **options: Any) -> str:
+    return whole([delta async for delta in pool.agenerate(spec, request(**options))])
+
+
+async def until(condition: Any) -> None:
+    for _ in range(500):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("It did not come.")

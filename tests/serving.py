@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from chancellor.engines import Delta, EnginePool, GenerationRequest, TokenLogprob
 from chancellor.errors import EngineBusyError, GenerationError
 from chancellor.server import ServeOptions, create_app
+from chancellor.server.protocol import protocol_of
 from tests.fakes import FakeEngine, catalog
 
 QUESTION = [{"role": "user", "content": "hello there"}]
@@ -117,7 +118,11 @@ class Server:
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        config = uvicorn.Config(app, http="httptools", log_config=None, access_log=False, timeout_graceful_shutdown=5)
+        service = app.state.chancellor
+        protocol = protocol_of(service.options, service.readiness)
+        config = uvicorn.Config(
+            app, http=protocol, ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=5
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._listening],), daemon=True)
 

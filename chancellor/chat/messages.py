@@ -49,7 +49,7 @@ def _without_thoughts(message: BaseMessage) -> BaseMessage:
 def message_of(deltas: Sequence[Delta], metadata: dict[str, Any]) -> AIMessage:
     """Return the whole answer."""
     pieces = [piece for delta in deltas for piece in delta.tool_calls]
-    calls, invalid = _calls(pieces)
+    calls, invalid = _calls(pieces, cut=metadata.get("finish_reason") == "length")
     logprobs = [one for delta in deltas for one in delta.logprobs]
     reasoning = "".join(delta.reasoning for delta in deltas)
     return AIMessage(
@@ -77,7 +77,7 @@ def chunk_of(delta: Delta, metadata: dict[str, Any] | None) -> AIMessageChunk:
     return AIMessageChunk(content=delta.text, **more)
 
 
-def _calls(pieces: Sequence[ToolCallPiece]) -> tuple[list[ToolCall], list[InvalidToolCall]]:
+def _calls(pieces: Sequence[ToolCallPiece], *, cut: bool) -> tuple[list[ToolCall], list[InvalidToolCall]]:
     calls: list[ToolCall] = []
     invalid: list[InvalidToolCall] = []
     for index in dict.fromkeys(piece.index for piece in pieces):
@@ -86,7 +86,7 @@ def _calls(pieces: Sequence[ToolCallPiece]) -> tuple[list[ToolCall], list[Invali
         number = next((piece.id for piece in own if piece.id), None)
         arguments = "".join(piece.arguments for piece in own)
         try:
-            values = json.loads(arguments or "{}")
+            values = json.loads(arguments or ("" if cut and index == pieces[-1].index else "{}"))
         except ValueError:
             values = None
         if name and isinstance(values, dict):

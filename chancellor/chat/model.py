@@ -57,14 +57,14 @@ class ChatVLLM(BaseChatModel):
     """Most new tokens of one answer."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     seed: int | None = None
-    stop: list[str] | None = None
+    stop: list[Annotated[str, Field(min_length=1)]] | None = None
     """Texts that end the answer; those of a call replace them."""
     logprobs: bool = False
     """Whether to report each token's log probability, in `response_metadata["logprobs"]`."""
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     """How many of the likeliest tokens to report at each place."""
     timeout: float | None = Field(default=None, gt=0.0)
-    """Seconds that an answer may take, once its engine runs; None for as long as it takes."""
+    """Seconds that an answer may take, the start of its engine included; None for as long as it takes."""
     max_retries: int = Field(default=1, ge=0)
     """How many deaths of its engine a request outlives: a new engine goes on with its answer."""
     substitute: bool = False
@@ -91,10 +91,11 @@ class ChatVLLM(BaseChatModel):
 
     def _resolve_model_profile(self) -> ModelProfile | None:
         catalog = self.catalog if self.catalog is not None else Catalog.load()
-        limit = catalog.usable(self.model).engine.max_model_len
-        return ModelProfile(
-            max_input_tokens=limit, text_inputs=True, text_outputs=True, tool_calling=True, structured_output=True
-        )
+        limit = catalog.usable(self.model).context_window
+        profile = ModelProfile(text_inputs=True, text_outputs=True, tool_calling=True, structured_output=True)
+        if limit is not None:
+            profile["max_input_tokens"] = limit
+        return profile
 
     @property
     def _llm_type(self) -> str:
@@ -170,10 +171,10 @@ class ChatVLLM(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,  # noqa: ARG002 - nothing to report before the end
         **kwargs: Any,
     ) -> ChatResult:
-        spec, request = self._request(messages, stop, stream=False, **kwargs)
-        deltas = list(self._engines.generate(spec, request, self._ladder))
+        spec, request, ladder = self._request(messages, stop, stream=False, **kwargs)
+        deltas = list(self._engines.generate(spec, request, ladder))
         if (again := _shorter(request, deltas[-1])) is not None:
-            deltas = list(self._engines.generate(spec, again, self._ladder))
+            deltas = list(self._engines.generate(spec, again, ladder))
         return self._result(deltas)
 
     async def _agenerate(
@@ -183,10 +184,10 @@ class ChatVLLM(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,  # noqa: ARG002 - nothing to report before the end
         **kwargs: Any,
     ) -> ChatResult:
-        spec, request = self._request(messages, stop, stream=False, **kwargs)
-        deltas = [delta async for delta in self._engines.agenerate(spec, request, self._ladder)]
+        spec, request, ladder = self._request(messages, stop, stream=False, **kwargs)
+        deltas = [delta async for delta in self._engines.agenerate(spec, request, ladder)]
         if (again := _shorter(request, deltas[-1])) is not None:
-            deltas = [delta async for delta in self._engines.agenerate(spec, again, self._ladder)]
+            deltas = [delta async for delta in self._engines.agenerate(spec, again, ladder)]
         return self._result(deltas)
 
     def _stream(
@@ -197,7 +198,7 @@ class ChatVLLM(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         asked = self._request(messages, stop, stream=True, **kwargs)
-        for delta in self._engines.generate(*asked, self._ladder):
+        for delta in self._engines.generate(*asked):
             chunk = self._chunk(delta)
             if run_manager is not None:
                 run_manager.on_llm_new_token(delta.text, chunk=chunk)
@@ -211,7 +212,7 @@ class ChatVLLM(BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         asked = self._request(messages, stop, stream=True, **kwargs)
-        async with aclosing(self._engines.agenerate(*asked, self._ladder)) as deltas:
+        async with aclosing(self._engines.agenerate(*asked)) as deltas:
             async for delta in deltas:
                 chunk = self._chunk(delta)
                 if run_manager is not None:
@@ -223,12 +224,14 @@ class ChatVLLM(BaseChatModel):
         return self.pool if self.pool is not None else default_pool()
 
     def _request(
-        self, messages: list[BaseMessage], stop: list[str] | None, *, stream: bool, **kwargs: Any
-    ) -> tuple[ModelSpec, GenerationRequest]:
+        self, messages: list[BaseMessage], stop: list[str] | str | None, *, stream: bool, **kwargs: Any
+    ) -> tuple[ModelSpec, GenerationRequest, Ladder]:
         if unknown := kwargs.keys() - _OPTIONS:
             raise InvalidInputError(
                 f"A call takes no {', '.join(sorted(unknown))}.", hint=f"It takes: {', '.join(sorted(_OPTIONS))}."
             )
+
+        kwargs["stop"] = [stop] if isinstance(stop, str) else stop  # as OpenAI's servers take it
 
         def option(name: str) -> Any:
             if (asked := kwargs.get(name)) is None:
@@ -243,7 +246,7 @@ class ChatVLLM(BaseChatModel):
         check_names(tools)
         request = GenerationRequest(
             messages=to_engine(messages),
-            stop=tuple(stop if stop is not None else self.stop or ()),
+            stop=tuple(option("stop") or ()),
             stream=stream,
             logprobs=(option("top_logprobs") or 0) if option("logprobs") or option("top_logprobs") else None,
             tools=tuple(tools),
@@ -254,7 +257,10 @@ class ChatVLLM(BaseChatModel):
             retries=self.max_retries,
             **{parameter: option(parameter) for parameter in _PARAMETERS},
         )
-        return self._catalog.usable(name) if name else self._spec, request
+        if not name or name == self._spec.name:
+            return self._spec, request, self._ladder
+        spec = self._catalog.usable(name)
+        return spec, request, ladder_of(self._catalog, spec, substitute=self.substitute)
 
     def _result(self, deltas: list[Delta]) -> ChatResult:
         message = message_of(deltas, self._metadata(deltas[-1]))

@@ -6,7 +6,6 @@ from langchain_core.language_models import BaseChatModel
 
 from chancellor.catalog import Catalog
 from chancellor.chat.model import ChatVLLM
-from chancellor.chat.remote import remote_model
 from chancellor.engines import EnginePool
 
 __all__ = ["ChatModels"]
@@ -30,12 +29,7 @@ class ChatModels(Mapping[str, BaseChatModel]):
     def _model(self, name: str, *, substitute: bool) -> BaseChatModel:
         if (known := self._models.get((name, substitute))) is not None:
             return known
-        spec = self._catalog.usable(name)
-        made: BaseChatModel
-        if spec.engine.kind == "openai":
-            made = remote_model(spec)
-        else:
-            made = ChatVLLM(model=name, catalog=self._catalog, pool=self._pool, substitute=substitute)
+        made = ChatVLLM(model=name, catalog=self._catalog, pool=self._pool, substitute=substitute)
         return self._models.setdefault((name, substitute), made)
 
     def __iter__(self) -> Iterator[str]:

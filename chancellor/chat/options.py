@@ -1,5 +1,6 @@
 """What a call of a chat model can ask for: tools, and the form of the answer."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,9 @@ from chancellor.errors import InvalidInputError, UnknownChoiceError
 __all__ = ["check_names", "choice_of", "guide_of", "schema_of", "tools_of"]
 
 ToolLike = dict[str, Any] | type | Callable[..., Any] | BaseTool
-_JSON_TYPES = ("object", "array", "string", "integer", "number", "boolean")
+_JSON_TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
+_ROOTS = ("$ref", "anyOf", "oneOf", "allOf", "enum", "const")
+"""What a JSON schema may begin with in place of a type."""
 _GUIDES = ("regex", "choice", "grammar", "structural_tag")
 
 
@@ -28,7 +31,7 @@ def tools_of(tools: Sequence[ToolLike]) -> list[dict[str, Any]]:
         try:
             one = convert_to_openai_tool(tool)
             one["function"]["name"]  # which it has to have
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InvalidInputError(
                 f"{tool!r} cannot be used as a tool: {error}.",
                 hint="Pass a function with annotations and a docstring, a tool, a pydantic class, or OpenAI's dict.",
@@ -79,13 +82,14 @@ def guide_of(response_format: Any, structured_outputs: Any) -> Guide | None:
         InvalidInputError: it is of no known form.
     """
     if structured_outputs is not None:
-        given = {kind: value for kind, value in dict(structured_outputs).items() if value is not None}
+        asked = structured_outputs if isinstance(structured_outputs, Mapping) else {}
+        given = {kind: value for kind, value in asked.items() if value is not None}
         if len(given) != 1 or (kind := next(iter(given))) not in (*_GUIDES, "json"):
             raise InvalidInputError(
                 f"structured_outputs is {structured_outputs!r}.",
                 hint=f"Give exactly one of: json, {', '.join(_GUIDES)}.",
             )
-        return Guide("json_schema", schema_of(given["json"])) if kind == "json" else Guide(kind, given[kind])
+        return Guide("json_schema", _given(given["json"])) if kind == "json" else Guide(kind, given[kind])
     if response_format is None:
         return None
     kind = response_format.get("type") if isinstance(response_format, Mapping) else None
@@ -93,8 +97,9 @@ def guide_of(response_format: Any, structured_outputs: Any) -> Guide | None:
         return None
     if kind == "json_object":
         return Guide("json_object")
-    if kind == "json_schema":
-        return Guide("json_schema", schema_of(response_format["json_schema"].get("schema", {})))
+    if kind == "json_schema" and isinstance(named := response_format.get("json_schema"), Mapping):
+        schema = named.get("schema")
+        return Guide("json_object") if schema is None else Guide("json_schema", _given(schema))
     if isinstance(response_format, type):
         return Guide("json_schema", schema_of(response_format))
     raise InvalidInputError(
@@ -103,13 +108,25 @@ def guide_of(response_format: Any, structured_outputs: Any) -> Guide | None:
     )
 
 
+def _given(schema: Any) -> dict[str, Any]:
+    """Return a schema that stands where nothing but JSON schemas stand: whether it is one, the guide will say."""
+    if isinstance(schema, str):  # which vLLM takes, too
+        try:
+            schema = json.loads(schema)
+        except ValueError:
+            raise InvalidInputError(
+                f"{schema[:200]!r} is no JSON schema.", hint="Pass an object, or its JSON as a text."
+            ) from None
+    return schema if isinstance(schema, dict) else schema_of(schema)
+
+
 def schema_of(schema: Any) -> dict[str, Any]:
     """Return the JSON schema of a pydantic class, a TypedDict, OpenAI's dict, or a JSON schema.
 
     Raises:
         InvalidInputError: it is none of these.
     """
-    if isinstance(schema, dict) and ("$ref" in schema or schema.get("type") in _JSON_TYPES):
+    if isinstance(schema, dict) and (any(root in schema for root in _ROOTS) or _typed(schema.get("type"))):
         return schema
     if isinstance(schema, type) and is_basemodel_subclass(schema) and hasattr(schema, "model_json_schema"):
         whole: dict[str, Any] = schema.model_json_schema()  # with its references: types may hold themselves
@@ -122,3 +139,11 @@ def schema_of(schema: Any) -> dict[str, Any]:
             hint="Pass a pydantic class, a TypedDict, or a JSON schema with a title.",
         ) from error
     return found
+
+
+def _typed(kind: Any) -> bool:
+    return (
+        kind in _JSON_TYPES
+        if isinstance(kind, str)
+        else isinstance(kind, list) and all(one in _JSON_TYPES for one in kind)
+    )

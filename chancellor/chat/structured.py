@@ -1,12 +1,12 @@
 """Answers as objects: guided by a schema, so that also a small model's are valid."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
 from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, InvalidToolCall, ToolCallChunk
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
 from langchain_core.runnables import Runnable, RunnableGenerator, RunnableMap, RunnablePassthrough
@@ -23,8 +23,14 @@ def _refuse_cut(message: BaseMessage) -> None:
     if message.response_metadata.get("finish_reason") == "length":
         raise OutputParserException(
             "The answer was cut off before it was complete. Allow more tokens (max_tokens), or ask for less.",
-            llm_output=str(message.text),
+            llm_output=str(message.text) or "".join(call["args"] or "" for call in _calls(message)),
         )
+
+
+def _calls(message: BaseMessage) -> Sequence[InvalidToolCall | ToolCallChunk]:
+    if isinstance(message, AIMessageChunk):
+        return message.tool_call_chunks
+    return message.invalid_tool_calls if isinstance(message, AIMessage) else ()
 
 
 def _whole(messages: Iterator[BaseMessage]) -> Iterator[BaseMessage]:
@@ -67,7 +73,7 @@ def structured_output(
             guide = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema_of(schema)}}
         llm = model.bind(response_format=guide, ls_structured_output_format=_noted(method, schema))
         parser = PydanticOutputParser(pydantic_object=schema) if is_class else JsonOutputParser()
-        parser = RunnableGenerator(_whole, _awhole) | parser
+    parser = RunnableGenerator(_whole, _awhole) | parser
     if not include_raw:
         chain: Runnable[LanguageModelInput, Any] = llm | parser
         return chain
@@ -76,8 +82,12 @@ def structured_output(
     return RunnableMap(raw=llm) | parsed.with_fallbacks([failed], exception_key="parsing_error")
 
 
-def _noted(method: str, schema: Any) -> dict[str, Any]:
-    """Return what tracers are told."""
+def _noted(method: str, schema: Any) -> dict[str, Any] | None:
+    """Return what tracers are told, who do not take every schema."""
     from langchain_core.utils.function_calling import convert_to_json_schema
 
-    return {"kwargs": {"method": method}, "schema": convert_to_json_schema(schema) if schema is not None else None}
+    try:
+        noted = None if schema is None else convert_to_json_schema(schema)
+    except (ValueError, TypeError, KeyError, AttributeError):  # without a title, or with several types
+        return None
+    return {"kwargs": {"method": method}, "schema": noted}

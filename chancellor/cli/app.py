@@ -149,6 +149,9 @@ def serve(
     max_tokens_limit: Annotated[int | None, typer.Option(help="Most tokens that a request may ask for.")] = None,
     timeout_s: Annotated[float | None, typer.Option("--timeout", help="Seconds that a request may take.")] = None,
     drain_s: Annotated[float | None, typer.Option("--drain", help="Seconds to finish requests after SIGTERM.")] = None,
+    drain_delay_s: Annotated[
+        float | None, typer.Option("--drain-delay", help="Seconds before that in which requests are still taken.")
+    ] = None,
     log_prompts: Annotated[bool | None, typer.Option("--log-prompts", help="Log what is asked and answered.")] = None,
 ) -> None:
     """Serve the models, and the Chancellor's choice among them, over OpenAI's protocol."""
@@ -167,6 +170,7 @@ def serve(
             "max_tokens_limit": max_tokens_limit,
             "timeout_s": timeout_s,
             "drain_s": drain_s,
+            "drain_delay_s": drain_delay_s,
             "log_prompts": log_prompts,
         },
     )

@@ -40,7 +40,7 @@ def run(config: Path | None, *, as_json: bool) -> None:
     table.add_column("status", no_wrap=True)
     for row in rows:
         balance = f" ({row['balance']})" if row["balance"] else ""
-        need, taken = row["memory"]["estimate_bytes"], row["memory"]["measured_bytes"]
+        need, taken = row["memory"]["expected_bytes"], row["memory"]["measured_bytes"]
         table.add_row(
             escape(row["name"]),
             row["scheme"] or "-",
@@ -70,11 +70,16 @@ def _on_each(size: int | None, need: dict[str, Any] | None) -> str:
     return "-" if size is None or not count else f"{size / _GIB:.1f}" + (f" x {count}" if count > 1 else "")
 
 
-def _needs(spec: ModelSpec) -> Estimate | None:
+def _needs(spec: ModelSpec, ledger: Ledger) -> tuple[Estimate, Estimate] | None:
+    """Return the estimate as it is made, and as it is corrected by what engines took here."""
     try:
-        return estimate(spec)
+        return estimate(spec), ledger.expected(spec)
     except Exception:  # noqa: BLE001 - whatever is odd about the model, the others are listed
         return None
+
+
+def _told(need: Estimate) -> dict[str, Any]:
+    return {**asdict(need), "total": need.total, "least": need.least}
 
 
 def _row(catalog: Catalog, spec: ModelSpec, ledger: Ledger) -> dict[str, Any]:
@@ -83,7 +88,7 @@ def _row(catalog: Catalog, spec: ModelSpec, ledger: Ledger) -> dict[str, Any]:
         parameters = parameters_of(spec)
     except (CheckpointError, MissingDependencyError) as error:
         rejected = rejected or error.message
-    need = _needs(spec)
+    needs = _needs(spec, ledger)
     pillars = spec.trinity if isinstance(spec.trinity, Pillars) else None
     return {
         "name": spec.name,
@@ -97,7 +102,8 @@ def _row(catalog: Catalog, spec: ModelSpec, ledger: Ledger) -> dict[str, Any]:
         "balance": str(pillars.balance) if pillars else None,
         "rejected": rejected,
         "memory": {
-            "estimate_bytes": {**asdict(need), "total": need.total, "least": need.least} if need else None,
-            "measured_bytes": ledger.measured(spec) if need else None,
+            "estimate_bytes": _told(needs[0]) if needs else None,
+            "expected_bytes": _told(needs[1]) if needs else None,
+            "measured_bytes": ledger.measured(spec) if needs else None,
         },
     }

@@ -10,7 +10,7 @@ import psutil
 from chancellor.catalog import ModelSpec
 from chancellor.doctor.finding import Finding, error, gib, ok, warning
 from chancellor.errors import CheckpointError, MissingDependencyError
-from chancellor.memory import Device, devices, estimate
+from chancellor.memory import Device, Ledger, devices
 
 __all__ = ["fit", "free", "shared", "swap"]
 
@@ -67,7 +67,7 @@ def fit(spec: ModelSpec) -> Iterator[Finding]:
     if spec.engine.kind == "openai":
         return
     try:
-        need = estimate(spec)
+        need = Ledger().expected(spec)
     except (CheckpointError, MissingDependencyError):
         return  # said by the check of its source
     here = [device for device in devices() if device.name in need.devices]

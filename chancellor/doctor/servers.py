@@ -13,13 +13,16 @@ _LIMIT_S: Final = 3.0
 
 
 def server(spec: ModelSpec) -> Iterator[Finding]:
-    """Make the entry's chat model as a run would, and ask its server for the models it has."""
+    """Make a client of the entry's server as a run would, and ask it for the models it has."""
     import httpx
 
-    from chancellor.chat.remote import remote_model
+    from chancellor.engines.remote_server import connect, unknown_arguments
 
-    remote_model(spec)  # which says what is missing: the package, or the key
+    connect(spec)  # which says what is missing: a package, or the key
     options = spec.engine
+    if unknown := unknown_arguments(spec):
+        fix = f"Put {', '.join(unknown)} into extra_body there, if the server is to have it, or leave it out"
+        yield warning("arguments", f"[models.engine.vllm] has {', '.join(unknown)}, which is not sent", fix)
     url = f"{(options.base_url or '').rstrip('/')}/models"
     key = os.environ.get(options.api_key_env or "")
     try:

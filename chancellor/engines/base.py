@@ -33,11 +33,17 @@ class GenerationRequest:
     """Most new tokens; the model's context can end the answer earlier."""
     temperature: float = 0.7
     top_p: float = 1.0
+    top_k: int = 0
+    """How many of the likeliest tokens to choose from; 0 for all."""
+    min_p: float = 0.0
+    """Least probability of a token to be chosen, as a share of the likeliest one's."""
     seed: int | None = None
     presence_penalty: float = 0.0
     """Taken once off the logit of each token that the answer has already; from -2 to 2."""
     frequency_penalty: float = 0.0
     """Taken off the logit of a token for each time that the answer has it; from -2 to 2."""
+    repetition_penalty: float = 1.0
+    """Divides the logit of each token that prompt or answer have, if it is positive; else it multiplies it."""
     logit_bias: tuple[tuple[int, float], ...] = ()
     """Token ids with what is added to their logits."""
     stop: tuple[str, ...] = ()
@@ -56,7 +62,7 @@ class GenerationRequest:
     """Whether a forced call may be several."""
     guide: Guide | None = None
     timeout_s: float | None = None
-    """Seconds that the answer may take, once the engine runs."""
+    """Seconds until the last of the answer has to be there, the start of an engine and restarts included."""
     retries: int = 0
     """How many deaths of its engine the request outlives, each time going on with a new one."""
     answered: tuple[int, ...] = ()
@@ -182,7 +188,7 @@ class Engine(ABC):
         """Return whether a request can be expected to succeed."""
 
     def stalled(self) -> str | None:
-        """Return why the engine will not go on by itself, or None as long as it may."""
+        """Return why the engine, or its start, will not go on by itself, or None as long as it may."""
         return None
 
     def kill(self) -> None:  # noqa: B027 - most engines have no processes
@@ -201,7 +207,7 @@ class Engine(ABC):
         return None
 
     def process_ids(self) -> list[int]:
-        """Return the ids of the processes below this one that the engine runs in."""
+        """Return the ids of the processes below this one that the engine runs, or starts, in."""
         return []
 
     def facts(self) -> dict[str, float]:

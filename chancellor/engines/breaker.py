@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from chancellor.errors import ChancellorError
+from chancellor.errors import ChancellorError, OutOfMemoryError
 
 __all__ = ["Breaker"]
 
@@ -16,6 +16,8 @@ _PAUSE: Final = 10.0
 _GROWTH: Final = 3.0
 _LONGEST_S: Final = 600.0
 _DEATHS: Final = 5
+_SHORTAGES: Final = 2
+"""Deaths for want of memory: with the same requests there will be more."""
 _WINDOW_S: Final = 300.0
 _AFTER_DEATHS_S: Final = 60.0
 
@@ -24,7 +26,7 @@ class Breaker:
     """Remembers the failures of one engine. After one that pauses it, the next request may try again.
 
     A failed start pauses it ten times as long as it took, and each one after that three times longer; so do five
-    deaths within five minutes, for a minute at first. No pause is longer than ten minutes.
+    deaths within five minutes, or two for want of memory, for a minute at first. No pause is longer than ten minutes.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -33,7 +35,7 @@ class Breaker:
         self._storms = 0
         self._stormed = -math.inf
         self._until = 0.0
-        self._deaths: deque[float] = deque()
+        self._deaths: deque[tuple[float, bool]] = deque()
         self.error: ChancellorError | None = None
 
     @property
@@ -45,10 +47,12 @@ class Breaker:
         """Return for how many seconds more it is paused."""
         return max(0.0, self._until - self._clock())
 
-    def failed(self, error: ChancellorError, seconds: float, *, longest_s: float = _LONGEST_S) -> None:
-        """Note a start that took `seconds` and failed; it is paused no longer than `longest_s`."""
+    def failed(
+        self, error: ChancellorError, seconds: float, *, shortest_s: float = 0.0, longest_s: float = _LONGEST_S
+    ) -> None:
+        """Note a start that took `seconds` and failed; the pause is within the two bounds."""
         self.error = copy.copy(error)  # without its traceback, which holds requests
-        self._pause(min(seconds * _PAUSE * _GROWTH**self._failures, longest_s))
+        self._pause(min(max(seconds * _PAUSE * _GROWTH**self._failures, shortest_s), longest_s))
         self._failures += 1
 
     def started(self) -> None:
@@ -57,12 +61,12 @@ class Breaker:
         self._until = 0.0
 
     def died(self, error: ChancellorError) -> None:
-        """Note that it died while it ran."""
+        """Note that it died while it ran; an OutOfMemoryError says of what."""
         now = self._clock()
-        self._deaths.append(now)
-        while self._deaths[0] < now - _WINDOW_S:
+        self._deaths.append((now, isinstance(error, OutOfMemoryError)))
+        while self._deaths[0][0] < now - _WINDOW_S:
             self._deaths.popleft()
-        if len(self._deaths) >= _DEATHS:
+        if len(self._deaths) >= _DEATHS or sum(short for _, short in self._deaths) >= _SHORTAGES:
             self._storms = self._storms + 1 if now - self._stormed < 2 * _WINDOW_S else 0
             self._stormed = now
             self._deaths.clear()

@@ -18,12 +18,15 @@ from typing import Any, Final, Generic, TypeVar
 
 from chancellor.errors import EngineDiedError
 
-__all__ = ["EngineHost", "in_thread"]
+__all__ = ["EngineHost", "in_thread", "starts_left"]
 
 _TURNS: Final = 8
 """Turns of its loop that LangGraph takes to pass a token on, and some more."""
 _END_S: Final = 5.0
 """How long to wait for a thread that was stopped."""
+_MOMENT_S: Final = 0.2
+_BLOCKING: Final = "chancellor-start"
+"""Name of the threads with blocking work."""
 _CLOSED: Final = "The engines were closed while this request ran."
 T = TypeVar("T")
 Join = Callable[[list[T]], Iterable[T]]
@@ -159,10 +162,18 @@ async def in_thread(function: Callable[[], T]) -> T:
             loop.call_soon_threadsafe(deliver, result, failed)
 
     try:
-        threading.Thread(target=work, name="chancellor-start", daemon=True).start()
+        threading.Thread(target=work, name=_BLOCKING, daemon=True).start()
     except RuntimeError:  # from Python 3.12 on, an interpreter that ends starts no more threads
         work()
     return await done
+
+
+def starts_left() -> bool:
+    """Return whether blocking work goes on. An interpreter that ends in the middle of it may crash."""
+    left = [thread for thread in threading.enumerate() if thread.name == _BLOCKING]
+    for thread in left:
+        thread.join(_MOMENT_S)  # one that has delivered its result is about to end
+    return any(thread.is_alive() for thread in left)
 
 
 def _run(loop: asyncio.AbstractEventLoop, before: threading.Thread | None) -> None:

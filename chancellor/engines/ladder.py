@@ -51,6 +51,15 @@ class Ladder:
             or (options.other_model and self.others is not None)
         )
 
+    def larger(self, spec: ModelSpec) -> Iterator[Rung]:
+        """Yield what may be tried for a prompt that is too long for `spec`."""
+        least = spec.context_window or 0
+        for rung in self.below(spec, "memory"):
+            if rung.step != "shorter_context" and (
+                rung.spec.context_window is None or rung.spec.context_window > least
+            ):
+                yield rung
+
     def below(self, spec: ModelSpec, cause: Cause) -> Iterator[Rung]:
         """Yield what may be tried after `spec` has failed, the nearest to it first.
 
@@ -90,14 +99,21 @@ def label(spec: ModelSpec) -> str:
     options = spec.engine
     if options.kind == "openai":  # whose server knows its scheme and its context
         return f"{spec.name} (openai)"
-    return f"{spec.name} ({options.kind}, {spec.scheme or 'as it is'}, {options.max_model_len:,} tokens)"
+    tokens = spec.context_window or options.max_model_len
+    return f"{spec.name} ({options.kind}, {spec.scheme or 'as it is'}, {tokens:,} tokens)"
 
 
 def _shorter(spec: ModelSpec) -> Iterator[Rung]:
-    options, tokens = spec.engine, spec.engine.max_model_len // 2
+    options, whole = spec.engine, spec.context_window or spec.engine.max_model_len
+    tokens = whole // 2
     while tokens >= SHORTEST_CONTEXT:
-        cache = options.kv_cache_gib and options.kv_cache_gib * tokens / options.max_model_len
-        changed = options.model_copy(update={"max_model_len": tokens, "kv_cache_gib": cache})
+        cache = options.kv_cache_gib and options.kv_cache_gib * tokens / whole
+        more = dict(options.vllm)  # which wins over the rest
+        if "max_model_len" in more:
+            more["max_model_len"] = tokens
+        if isinstance(given := more.get("kv_cache_memory_bytes"), int):
+            more["kv_cache_memory_bytes"] = given * tokens // whole
+        changed = options.model_copy(update={"max_model_len": tokens, "kv_cache_gib": cache, "vllm": more})
         yield Rung("shorter_context", spec.model_copy(update={"engine": changed}))
         tokens //= 2
 

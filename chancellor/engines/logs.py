@@ -22,8 +22,9 @@ _REFUSAL = re.compile(r"\bUnusableWeightError: (.+)")
 _SHORTAGE = re.compile(
     r"OutOfMemoryError: .+|CUDA out of memory.+|No available memory for the cache blocks"
     r"|To serve at least one request .+|(?:Free|Available) memory on (?:device|node) .+|can't allocate memory.+"
-    r"|Cannot allocate memory|std::bad_alloc|\bMemoryError\b.*|exit code -9\b.*|\{'[\w-]+': -9\}"
+    r"|Cannot allocate memory|std::bad_alloc|\bMemoryError\b.*"
 )
+_KILLED = re.compile(r"exit code -9\b.*|\{'[\w-]+': -9\}")
 
 
 def log_file() -> Path:
@@ -60,12 +61,17 @@ def refusal_in(log: Path, since: int) -> str | None:
     return found[-1] if found else None
 
 
-def shortage_in(log: Path, since: int, error: object = "") -> str | None:
+def shortage_in(log: Path, since: int, error: object = "", *, killed: bool = True) -> str | None:
     """Return what says, in the error or after the log's first `since` bytes, that memory was too little, or None.
 
-    A process that was killed (-9) counts: where nobody else did it, it was the kernel, for want of memory.
+    Args:
+        log: to read.
+        since: where its part begins that counts.
+        error: what was raised.
+        killed: whether a process that was killed (-9) counts: where nobody else did it, it was the kernel.
     """
-    found = _SHORTAGE.findall(f"{_since(log, since)}\n{error}")
+    text = f"{_since(log, since)}\n{error}"
+    found = _SHORTAGE.findall(text) or (_KILLED.findall(text) if killed else [])
     return found[-1] if found else None
 
 

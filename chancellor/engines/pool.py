@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 from chancellor.catalog import ModelSpec
 from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest
 from chancellor.engines.descent import Descent
-from chancellor.engines.host import EngineHost
+from chancellor.engines.host import EngineHost, in_thread
 from chancellor.engines.joining import joined
 from chancellor.engines.ladder import Ladder
 from chancellor.engines.migration import Migration
 from chancellor.engines.residents import EngineState, Residents
 from chancellor.engines.room import Room
 from chancellor.engines.vllm import VLLMEngine
-from chancellor.errors import ChancellorError, EngineDiedError, GenerationTimeoutError
+from chancellor.errors import ChancellorError, EngineDiedError, GenerationTimeoutError, PromptTooLongError
 from chancellor.telemetry.requests import Observation
 
 __all__ = ["EnginePool", "default_pool"]
@@ -102,6 +102,7 @@ class EnginePool:
         Raises:
             EngineBusyError: too many requests wait already.
             EngineDiedError: its engine died more often than the request allows.
+            GenerationTimeoutError: the answer was not there in time; a start that was under way goes on.
             ChancellorError: the engine cannot be started, or cannot answer.
         """
         return self._host.iterate(lambda: self._generate(spec, request, ladder), joined)
@@ -128,13 +129,17 @@ class EnginePool:
         """Return what the model's engine is about. It only looks, and blocks nothing."""
         return self._residents.state(spec)
 
-    def close(self) -> None:
+    def close(self, *, patience_s: float | None = None) -> None:
         """Close all engines and end the host's thread; also done at exit. The pool can be used again afterwards.
 
         Requests that are still running end with an EngineDiedError.
+
+        Args:
+            patience_s: how long to wait for a start that does not end although it is interrupted, as in the middle of
+                an import; None has no limit. What is left then ends as soon as it can, in a thread: see `starts_left`.
         """
         if self._pid == os.getpid() and self._host.running:
-            self._host.call(self._residents.close())
+            self._host.call(self._residents.close(patience_s))
             self._host.stop()
             self._residents = Residents(self._factory, self._room)  # until here, the old ones start nothing more
 
@@ -147,34 +152,38 @@ class EnginePool:
     ) -> AsyncIterator[Delta]:
         with Observation(spec, request) as observed:
             migration, descent = Migration(request), Descent(spec, ladder, self._residents)
-            deadline: float | None = None
+            seconds = request.timeout_s
+            deadline = None if seconds is None else time.monotonic() + seconds
             while True:
                 try:
-                    async with _until(deadline, request.timeout_s):
+                    async with _until(deadline, seconds, starting=not migration.emitted):
                         resident = await descent.enter(emitted=migration.emitted)
                 except GenerationTimeoutError:
                     raise
                 except ChancellorError as error:
                     raise (migration.stranded(error) if migration.emitted else error) from error.__cause__
-                if deadline is None and request.timeout_s is not None:
-                    deadline = time.monotonic() + request.timeout_s
                 deltas: AsyncIterator[Delta] | None = None
                 try:
                     engine = resident.task.result()
                     observed.handed_to(engine)
                     deltas = engine.generate(migration.request(engine))
-                    async with _until(deadline, request.timeout_s):
+                    async with _until(deadline, seconds):
                         async for delta in deltas:
                             for piece in migration.take(delta):
                                 observed.last = descent.noted(piece)
                                 yield observed.last
                     return
+                except PromptTooLongError as error:
+                    if migration.emitted:  # on a shorter context than it began with
+                        raise migration.stranded(error) from error
+                    if not await descent.outgrown(error):
+                        raise descent.explained(error) from error.__cause__
                 except EngineDiedError as error:
                     if migration.finished:
                         return
                     if self._residents.closing or not migration.goes_on():
                         raise migration.ended(error) from error
-                    await descent.died(error)
+                    await descent.died(error, await in_thread(resident.shortage))
                 finally:
                     self._residents.leave(resident)
                     close = getattr(deltas, "aclose", None)
@@ -186,7 +195,7 @@ class EnginePool:
 
 
 @asynccontextmanager
-async def _until(deadline: float | None, seconds: float | None) -> AsyncIterator[None]:
+async def _until(deadline: float | None, seconds: float | None, *, starting: bool = False) -> AsyncIterator[None]:
     if deadline is None:
         yield
         return
@@ -194,7 +203,13 @@ async def _until(deadline: float | None, seconds: float | None) -> AsyncIterator
         async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
             yield
     except TimeoutError as error:
-        raise GenerationTimeoutError(f"The answer was not there after {seconds:g} s.") from error
+        message = f"The answer was not there after {seconds:g} s."
+        if not starting:
+            raise GenerationTimeoutError(message) from error
+        raise GenerationTimeoutError(
+            f"{message} Its engine was not ready yet.",
+            hint="Its start goes on: ask again later, allow more time (timeout), or start it beforehand.",
+        ) from error
 
 
 def _call(pool: "weakref.ref[EnginePool]", method: Callable[[EnginePool], None]) -> None:

@@ -31,8 +31,7 @@ _MISSES: Final = 3
 class RemoteEngine(Engine):
     """One model on a server, which is looked at now and then: without it, requests soon fail or go elsewhere.
 
-    Of an entry's further arguments (`vllm`), which are langchain-openai's, it takes `default_headers`, `default_query`
-    and `extra_body`.
+    Of an entry's further arguments (`vllm`) it takes `default_headers`, `default_query` and `extra_body`.
     """
 
     kind: ClassVar[str] = "openai"
@@ -61,6 +60,8 @@ class RemoteEngine(Engine):
         client = self._client = await in_thread(lambda: connect(self.spec))
         try:
             self._looking = asyncio.create_task(patiently(client, self.spec))
+            if self._interrupted:  # while openai was imported
+                self._looking.cancel()
             trouble = await self._looking
             if trouble is not None:
                 raise EngineStartError(trouble.message, hint=trouble.hint)

@@ -1,4 +1,7 @@
-"""From what a server answers to what its caller gets."""
+"""From what a server answers to what its caller gets.
+
+Callers of the endpoint see messages; whoever runs it sees hints, too, which have the server's address and its words.
+"""
 
 import math
 import re
@@ -6,6 +9,7 @@ import time
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from chancellor.catalog import ModelSpec
 from chancellor.engines.remote_server import address, reason_of
@@ -13,10 +17,10 @@ from chancellor.errors import (
     ChancellorError,
     EngineBusyError,
     EngineDiedError,
-    GenerationError,
     GenerationTimeoutError,
     InvalidInputError,
     PromptTooLongError,
+    UpstreamError,
 )
 
 __all__ = ["error_of", "lost", "status_of", "wants_other_limit"]
@@ -61,56 +65,61 @@ def error_of(error: Exception, spec: ModelSpec, *, gone: bool, emitted: bool) ->
     where, name, status = address(spec), spec.name, status_of(error)
     if lost(error):
         if emitted:
-            return GenerationError(
-                f"The connection to the server at {where} was lost in the middle of the answer of {name!r}.",
-                hint="Ask again: what one server has begun, no other one can go on with.",
+            return UpstreamError(
+                f"The connection to the server was lost in the middle of the answer of {name!r}.",
+                hint=f"Ask again: what one server has begun, no other one can go on with. It is at {where}.",
             )
         return EngineDiedError(
-            f"The connection to the server at {where} was lost before {name!r} answered.",
+            f"The connection to the server was lost before {name!r} answered.",
             hint=f"Ask again, and see whether it runs: curl {where}/models",
         )
-    reason = reason_of(error)
+    said = f"{where} says: {reason_of(error)}"
     if emitted:
-        return GenerationError(
-            f"The server at {where} broke off in the middle of the answer of {name!r}: {reason}",
-            hint="Ask again; its log may say more.",
+        return UpstreamError(
+            f"The server broke off in the middle of the answer of {name!r}.",
+            hint=f"Ask again; its log may say more. {said}",
         )
     if status is None:
-        return GenerationError(
-            f"The server at {where} answered something that is not of OpenAI's form: {reason}",
-            hint="Check base_url under [models.engine]: is it a server that speaks OpenAI's protocol?",
+        return UpstreamError(
+            f"The server of {name!r} answered something that is not of OpenAI's form.",
+            hint=f"Check base_url under [models.engine]: is it a server that speaks OpenAI's protocol? {said}",
         )
-    return _of_status(status, reason, error, spec, gone=gone)
+    return _of_status(status, said, error, spec, gone=gone)
 
 
-def _of_status(status: int, reason: str, error: Exception, spec: ModelSpec, *, gone: bool) -> ChancellorError:
+def _of_status(status: int, said: str, error: Exception, spec: ModelSpec, *, gone: bool) -> ChancellorError:
     where, name = address(spec), spec.name
     variable = spec.engine.api_key_env
     if status in (400, 413, 422):
+        reason = _without_address(reason_of(error), where)  # which is about the caller's request
         if _TOO_LONG.search(f"{reason} {getattr(error, 'code', '')}"):
             hint = "Shorten the conversation, or let the server take a longer context."
             return PromptTooLongError(f"The prompt is too long for {name!r}: {reason}", hint=hint)
         return InvalidInputError(f"The server of {name!r} refuses the request: {reason}")
     if status in (401, 403):
         hint = f"Check the key in {variable}." if variable else 'Name the variable with one: api_key_env = "NAME".'
-        return GenerationError(f"The server at {where} does not take the key ({status}): {reason}", hint=hint)
+        return UpstreamError(f"The server of {name!r} does not take the key ({status}).", hint=f"{hint} {said}")
     if status == 404:
         hint = f"See what it has: curl {where}/models; base_url under [models.engine] ends in /v1 for most servers."
-        return GenerationError(f"The server at {where} has no model {spec.source!r} (404): {reason}", hint=hint)
+        return UpstreamError(f"The server of {name!r} has no model {spec.source!r} (404).", hint=f"{hint} {said}")
     if status in (408, 504):
-        return GenerationTimeoutError(f"The server of {name!r} gave up on the answer ({status}): {reason}")
+        return GenerationTimeoutError(f"The server of {name!r} gave up on the answer ({status}).")
     if status == 429 or (status == 503 and not gone):
         busy = EngineBusyError(
-            f"The server of {name!r} takes no more requests now ({status}): {reason}", hint="Ask again later."
+            f"The server of {name!r} takes no more requests now ({status}).", hint=f"Ask again later. {said}"
         )
         busy.retry_after_s = _retry_after_s(error)
         return busy
     if status == 502 or gone:
         return EngineDiedError(
-            f"The server at {where} cannot answer with {name!r} ({status}): {reason}",
-            hint=f"Ask again, and see whether it runs: curl {where}/models",
+            f"The server cannot answer with {name!r} ({status}).",
+            hint=f"Ask again, and see whether it runs: curl {where}/models. {said}",
         )
-    return GenerationError(f"The server of {name!r} failed ({status}): {reason}", hint="Its log may say why.")
+    return UpstreamError(f"The server of {name!r} failed ({status}).", hint=f"Its log may say why. {said}")
+
+
+def _without_address(reason: str, where: str) -> str:
+    return reason.replace(where, "...").replace(urlsplit(where).netloc or where, "...")
 
 
 def _retry_after_s(error: Exception) -> float:

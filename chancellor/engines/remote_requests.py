@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from chancellor.catalog import ModelSpec
 from chancellor.engines.base import Delta, GenerationRequest, Guide, TokenLogprob, ToolCallPiece
-from chancellor.errors import GenerationError, InvalidInputError
+from chancellor.errors import InvalidInputError, UpstreamError
 
 __all__ = ["UNKNOWN_ID", "Answer", "body_of"]
 
@@ -36,6 +36,12 @@ def body_of(request: GenerationRequest, spec: ModelSpec) -> tuple[str, dict[str,
         body["seed"] = request.seed
     if request.stop:
         body["stop"] = list(request.stop)
+    if request.top_k:  # this and the next two are vLLM's, and unknown to OpenAI's own servers
+        body["top_k"] = request.top_k
+    if request.min_p:
+        body["min_p"] = request.min_p
+    if request.repetition_penalty != 1.0:
+        body["repetition_penalty"] = request.repetition_penalty
     if request.presence_penalty:
         body["presence_penalty"] = request.presence_penalty
     if request.frequency_penalty:
@@ -55,12 +61,21 @@ def body_of(request: GenerationRequest, spec: ModelSpec) -> tuple[str, dict[str,
             body["logprobs"] = request.logprobs
     else:
         path = "/chat/completions"
-        body["messages"] = request.messages
+        body["messages"] = _shown(request.messages)
         if request.logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": request.logprobs}
         if request.tools:
             body |= _tools(request)
     return path, body | spec.engine.vllm.get("extra_body", {})
+
+
+def _shown(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out the thoughts of earlier turns: hardly a template shows them, and some servers refuse the field."""
+    last = max((place for place, message in enumerate(messages) if message["role"] == "user"), default=-1)
+    return [
+        {name: value for name, value in message.items() if place > last or name != "reasoning_content"}
+        for place, message in enumerate(messages)
+    ]
 
 
 def _guided(guide: Guide) -> dict[str, Any]:
@@ -101,14 +116,15 @@ class Answer:
         """Return what is new in a piece, or None.
 
         Raises:
-            GenerationError: it is not of OpenAI's form.
+            UpstreamError: it is not of OpenAI's form.
         """
         try:
             return self._take(piece)
         except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-            raise GenerationError(
-                f"The server answered something that is not of OpenAI's form: {str(piece)[:200]!r}.",
-                hint="Check base_url under [models.engine]: is it a server that speaks OpenAI's protocol?",
+            raise UpstreamError(
+                "The server answered something that is not of OpenAI's form.",
+                hint="Check base_url under [models.engine]: is it a server that speaks OpenAI's protocol? "
+                f"It answered: {str(piece)[:200]!r}",
             ) from error
 
     def figures(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The server of an entry of kind "openai": its key, a client of it, and whether it answers and has the model."""
 
 import importlib
+import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -12,7 +13,9 @@ from chancellor.errors import CatalogError, EngineStartError, MissingDependencyE
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-__all__ = ["Trouble", "address", "api_key", "connect", "look", "patiently", "reason_of"]
+__all__ = ["Trouble", "address", "api_key", "connect", "look", "patiently", "reason_of", "unknown_arguments"]
+
+logger = logging.getLogger(__name__)
 
 _CONNECT_S: Final = 5.0
 _KEEP_S: Final = 2.0
@@ -22,11 +25,12 @@ _PATIENCE_S: Final = 4.0
 """How long a server that does not answer is asked again at a start: it may be just restarting."""
 _SHOWN: Final = 8
 _LONGEST: Final = 500
+_ARGUMENTS: Final = {"default_headers", "default_query", "extra_body"}
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Why a server cannot be asked."""
+    """Why a server cannot be asked. Its address and its words are in the hint: callers see the message."""
 
     kind: Literal["refused", "silent", "failing", "wrong"]
     """No connection; no answer in time; an error of the server's own; or what waiting does not change."""
@@ -65,6 +69,11 @@ def address(spec: ModelSpec) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl().rstrip("/")
 
 
+def unknown_arguments(spec: ModelSpec) -> list[str]:
+    """Return which of the entry's further arguments (`vllm`) nothing takes."""
+    return sorted(spec.engine.vllm.keys() - _ARGUMENTS)
+
+
 def connect(spec: ModelSpec) -> "AsyncOpenAI":
     """Return a client of the entry's server. Nothing is sent yet.
 
@@ -80,6 +89,8 @@ def connect(spec: ModelSpec) -> "AsyncOpenAI":
     import openai
 
     options = spec.engine
+    if unknown := unknown_arguments(spec):
+        logger.warning("%s: %s under [models.engine.vllm] is not sent to its server", spec.name, ", ".join(unknown))
     try:
         key = api_key(spec)
     except CatalogError as error:  # another model may do without one
@@ -100,7 +111,8 @@ def connect(spec: ModelSpec) -> "AsyncOpenAI":
         )
     except Exception as error:  # of the HTTP library's own
         raise EngineStartError(
-            f"{options.base_url!r} is no URL of a server: {error}.", hint="Set base_url under [models.engine]."
+            f"The address of the server of {spec.name!r} is none.",
+            hint=f"Set base_url under [models.engine]; {address(spec)!r} is no URL: {error}.",
         ) from error
 
 
@@ -125,7 +137,7 @@ async def look(client: "AsyncOpenAI", spec: ModelSpec) -> Trouble | None:
     """
     import openai
 
-    where, source = address(spec), spec.source
+    where, name, source = address(spec), spec.name, spec.source
     asking = client.with_options(timeout=_LOOK_S, max_retries=0)
     check = f"try: curl {where}/models"
     try:
@@ -137,22 +149,21 @@ async def look(client: "AsyncOpenAI", spec: ModelSpec) -> Trouble | None:
             names = None
             await asking.get(f"{str(client.base_url).rstrip('/').removesuffix('/v1')}/health", cast_to=object)
     except openai.APITimeoutError:
-        return Trouble("silent", f"The server at {where} does not answer.", f"See what it is doing; {check}")
+        return Trouble("silent", f"The server of {name!r} does not answer.", f"See what it is doing; {check}")
     except openai.APIConnectionError as error:
-        why = f"The server at {where} cannot be reached: {error.__cause__ or error}."
-        return Trouble("refused", why, f"Start it, or set base_url under [models.engine]; {check}")
+        hint = f"Start it, or set base_url under [models.engine] ({error.__cause__ or error}); {check}"
+        return Trouble("refused", f"The server of {name!r} cannot be reached.", hint)
     except openai.APIStatusError as error:
         return _refusal(error, spec, where, check)
     except Exception as error:  # noqa: BLE001 - a URL that is none has an error of the HTTP library's own
-        why = f"The server at {where} cannot be asked: {error}."
-        return Trouble("wrong", why, "Check base_url under [models.engine]; most end in /v1.")
+        hint = f"Check base_url under [models.engine], {where!r}: most end in /v1 ({error})."
+        return Trouble("wrong", f"The server of {name!r} cannot be asked.", hint)
     if names is None or source in names:
         return None
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     has = ", ".join(names[:_SHOWN]) + more or "none"
-    return Trouble(
-        "wrong", f"The server at {where} has no model {source!r}.", f"It has: {has}. Set source to one of them."
-    )
+    hint = f"It has: {has}. Set source to one of them. It is at {where}."
+    return Trouble("wrong", f"The server of {name!r} has no model {source!r}.", hint)
 
 
 def reason_of(error: BaseException) -> str:
@@ -168,9 +179,11 @@ def _refusal(error: Any, spec: ModelSpec, where: str, check: str) -> Trouble | N
     if status in (401, 403):
         variable = spec.engine.api_key_env
         named = f"Check the key in {variable}." if variable else 'Name the variable with one: api_key_env = "NAME".'
-        return Trouble("wrong", f"The server at {where} does not take the key ({status}).", named)
+        why = f"The server of {spec.name!r} does not take the key ({status})."
+        return Trouble("wrong", why, f"{named} It is at {where}.")
     if status >= 500:
-        return Trouble("failing", f"The server at {where} is not ready ({status}): {reason_of(error)}", check)
+        hint = f"It says: {reason_of(error)}; {check}"
+        return Trouble("failing", f"The server of {spec.name!r} is not ready ({status}).", hint)
     return None  # it answers, and has neither list nor health, or is busy: the first request will show
 
 

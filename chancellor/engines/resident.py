@@ -2,11 +2,21 @@
 
 import asyncio
 import time
+from typing import NamedTuple
 
 from chancellor.catalog import ModelSpec
 from chancellor.engines.base import Engine
+from chancellor.engines.postmortem import PostMortem
+from chancellor.engines.pulse import Pulse
 
-__all__ = ["Resident", "key_of"]
+__all__ = ["Resident", "SmallerCache", "key_of"]
+
+
+class SmallerCache(NamedTuple):
+    """Bytes on each device."""
+
+    wanted: int
+    granted: int
 
 
 def key_of(spec: ModelSpec) -> str:
@@ -23,6 +33,13 @@ class Resident:
         self.engine: Engine | None = None
         self.starting: Engine | None = None
         """The engine while it starts."""
+        self.waiting = True
+        """Whether its start has not begun: it waits for a download, for its turn, or for room."""
+        self.turn = self.began = 0.0
+        """When it had its turn first, and when its start began."""
+        self.pulse = Pulse.of_start()
+        self.hung: str | None = None
+        """Why its start was ended, if it was."""
         self.users = 0
         self.used = time.monotonic()
         self.start_s = 0.0
@@ -30,6 +47,10 @@ class Resident:
         """Bytes that it may take on each device."""
         self.takes: dict[str, int] = {}
         """Bytes that it takes, by device."""
+        self.smaller: SmallerCache | None = None
+        """What it got for its KV cache, where that is much less than it should have."""
+        self.postmortem: PostMortem | None = None
+        self._shortage: tuple[str | None] | None = None
         self.pinned = False
         """Whether somebody holds the engine itself, so that it cannot make room for others."""
         self.leaving = False
@@ -48,6 +69,12 @@ class Resident:
     def dead(self) -> bool:
         """Whether it has run, and will not any more."""
         return self.engine is not None and self.task.done() and not self.engine.healthy()
+
+    def shortage(self) -> str | None:
+        """Return what says that the engine, which is dead, died for want of memory. Reads files, the first time."""
+        if self._shortage is None:
+            self._shortage = (None if self.postmortem is None else self.postmortem.shortage(),)
+        return self._shortage[0]
 
     def enter(self) -> None:
         """Count one user more."""

@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from chancellor.catalog import ModelSpec
+from chancellor.checkpoints import fetch
+from chancellor.engines.resident import SmallerCache
 from chancellor.errors import CheckpointError, MissingDependencyError, OutOfMemoryError
 from chancellor.memory import Device, Estimate, Ledger, devices, measure
 
-__all__ = ["Fit", "Room", "fitted", "too_little"]
+__all__ = ["Fit", "Room", "fitted", "smaller_cache", "too_little"]
 
 _GIB: Final = 2**30
 
@@ -27,6 +29,8 @@ class Fit:
     """Bytes for the whole engine, on the fullest of its devices."""
     occupied: bool = False
     """Whether the budget would do, and what is missing is in use by others, or has not been given back yet."""
+    never: bool = False
+    """Whether it would not even fit on devices that are empty."""
     share: float | None = None
     """What it then takes of its smallest GPU; None on a CPU."""
 
@@ -39,20 +43,37 @@ class Room:
         self._read = read
 
     def expected(self, spec: ModelSpec) -> Estimate | None:
-        """Return what the engine will need; None where that cannot be known, which its start will explain."""
+        """Return what the engine will need; None where that cannot be known, which its start will explain.
+
+        What is not on this machine yet is downloaded first, for nobody knows what it needs before.
+
+        Raises:
+            CheckpointError: it cannot be had.
+        """
         try:
             need = self._ledger.expected(spec)
-        except (CheckpointError, MissingDependencyError):
+        except MissingDependencyError:
             return None
+        except CheckpointError:
+            fetch(spec.source, spec.revision, allow_pickle=spec.allow_pickle)
+            try:
+                need = self._ledger.expected(spec)
+            except (CheckpointError, MissingDependencyError):
+                return None
+        return self._shared(spec, need)
+
+    def _shared(self, spec: ModelSpec, need: Estimate) -> Estimate:
+        """Return the need of an entry that names a share of the GPU, which wants all that the model leaves of it."""
         options = spec.engine
-        if "gpu_memory_utilization" not in options.model_fields_set or options.kv_cache_gib is not None:
-            return need
-        # Whoever names a share of the GPU wants all of it for the KV cache that is left beside the model.
+        more = options.vllm if options.kind == "vllm" else {}
+        fixed = more.get("gpu_memory_utilization")  # this wins over what it is granted
+        share = fixed or options.gpu_memory_utilization
+        named = fixed or "gpu_memory_utilization" in options.model_fields_set
         totals = [device.total for device in self._read() if device.name in need.devices and device.name != "cpu"]
-        if not totals:
+        if not named or not totals or options.kv_cache_gib is not None or "kv_cache_memory_bytes" in more:
             return need
-        rest = int(options.gpu_memory_utilization * min(totals)) - (need.least - need.kv_cache_least)
-        return replace(need, kv_cache=max(rest, need.kv_cache_least))
+        rest = max(int(share * min(totals)) - need.fixed, need.kv_cache_least)
+        return replace(need, kv_cache=rest, kv_cache_least=rest if fixed else need.kv_cache_least)
 
     def fit(self, need: Estimate, taken: Mapping[str, int]) -> Fit:
         """Return how the engine fits beside engines of ours that take `taken` bytes on each device."""
@@ -65,13 +86,14 @@ class Room:
         alone = min(min(device.budget, device.free + ours[device.name]) for device in own)
         fixed = need.least - need.kv_cache_least
         granted = min(need.kv_cache, available - fixed)
-        enough = fixed + max(need.kv_cache_least, need.kv_cache // 2)
+        enough = need.enough
         return Fit(
             kv_cache=granted if granted >= need.kv_cache_least else None,
             comfortable=available >= enough,
             occupied=available < enough <= min(device.budget - ours[device.name] for device in own),
             possible=alone >= need.least,
             available=max(0, available),
+            never=min(device.budget for device in own) < need.least,
             share=_share(own, fixed + max(granted, need.kv_cache_least)),
         )
 
@@ -81,6 +103,12 @@ class Room:
         if held:
             self._ledger.record(spec, held)
         return held
+
+    def held(self, process_ids: Iterable[int]) -> dict[str, int]:
+        """Return what processes of which nobody knew the need hold, in bytes by device."""
+        ids = list(process_ids)
+        found = {device.name: measure(ids, device.name) for device in self._read()}
+        return {name: held for name, held in found.items() if held}
 
     def free_mib(self) -> float | None:
         """Return what the fullest of the devices has free, in MiB."""
@@ -98,12 +126,22 @@ def fitted(spec: ModelSpec, fit: Fit) -> ModelSpec:
     return spec.model_copy(update={"engine": spec.engine.model_copy(update=changed)}) if changed else spec
 
 
+def smaller_cache(spec: ModelSpec, need: Estimate, fit: Fit) -> SmallerCache | None:
+    """Return what the engine gets for its KV cache if it is much less than it should be: than it wants, or is given."""
+    if fit.kv_cache is None or spec.engine.kind != "vllm":
+        return None
+    least = need.kv_cache if spec.engine.kv_cache_gib is not None else need.kv_cache // 2
+    return SmallerCache(need.kv_cache, fit.kv_cache) if fit.kv_cache < least else None
+
+
 def too_little(spec: ModelSpec, need: Estimate, fit: Fit) -> OutOfMemoryError:
     """Return the error for an engine that does not fit."""
     where = ", ".join(need.devices)
+    own = {"kv_cache_memory_bytes", "gpu_memory_utilization"} & set(spec.engine.vllm)
+    least = "as its entry sets its size" if own else f"for one context of {spec.context_window or 0:,} tokens"
     return OutOfMemoryError(
-        f"{spec.name!r} needs {need.least / _GIB:.1f} GiB on {where} for one context of "
-        f"{spec.engine.max_model_len:,} tokens, and {fit.available / _GIB:.1f} GiB of the budget are left."
+        f"{spec.name!r} needs {need.least / _GIB:.1f} GiB on {where} {least}, and {fit.available / _GIB:.1f} GiB of "
+        "the budget are left."
     )
 
 

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import multiprocessing
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -21,6 +21,7 @@ from chancellor.engines.base import Delta, Engine, EngineStats, GenerationReques
 from chancellor.engines.hardware import default_dtype, gpu_count
 from chancellor.engines.host import in_thread
 from chancellor.engines.logs import LOG_VARIABLE, log_file, shortage_in
+from chancellor.engines.outbox import Outbox
 from chancellor.engines.prompt import prompt_ahead
 from chancellor.engines.pulse import Pulse
 from chancellor.engines.spawn import OWN_PROCESS, engine_spawning, environment, starting
@@ -60,6 +61,7 @@ class TransformersEngine(Engine):
         self._produced = 0
         self._interrupted = False
         self._pulse = Pulse()
+        self._outbox: Outbox | None = None
 
     @property
     def quantization(self) -> str | None:
@@ -70,6 +72,7 @@ class TransformersEngine(Engine):
         loop = asyncio.get_running_loop()
         if self._connection is not None:
             loop.add_reader(self._connection.fileno(), self._receive)
+            self._outbox = Outbox(self._connection, lambda: _tell(loop, self._lost))
 
     def interrupt(self) -> None:
         self._interrupted = True
@@ -78,7 +81,7 @@ class TransformersEngine(Engine):
 
     def _start(self) -> None:
         try:
-            with starting:
+            with starting, progress.endable(lambda: self._interrupted):
                 self._load()
         except ChancellorError:
             raise
@@ -165,13 +168,16 @@ class TransformersEngine(Engine):
     def _lost(self) -> None:
         if self._connection is not None:
             asyncio.get_running_loop().remove_reader(self._connection.fileno())
-            self._connection.close()
-            self._connection = None
+            if self._outbox is not None:
+                self._outbox.close()
+            else:
+                self._connection.close()
+            self._connection = self._outbox = None
         for inbox in self._inboxes.values():
             inbox.put_nowait(("lost", []))
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
-        from chancellor.engines.transformers_worker import Question
+        from chancellor.engines.transformers_worker import Question, Shifts
 
         sent = time.perf_counter()
         options = self.spec.engine
@@ -197,7 +203,7 @@ class TransformersEngine(Engine):
             request.temperature,
             request.top_p,
             request.seed,
-            request.stop or (() if request.ignore_eos else prompt.stop),
+            tuple(plan.stop(request, prompt.stop)),
             request.ignore_eos,
             request.stream,
             sent,
@@ -206,7 +212,9 @@ class TransformersEngine(Engine):
             plan.skip_special_tokens,
             request.answered,
             request.answered_text,
-            (request.presence_penalty, request.frequency_penalty, request.logit_bias),
+            Shifts(request.presence_penalty, request.frequency_penalty, request.repetition_penalty, request.logit_bias),
+            request.top_k,
+            request.min_p,
         )
         if len(request.answered) >= question.max_tokens:  # the end itself is what got lost
             yield Delta(
@@ -261,12 +269,9 @@ class TransformersEngine(Engine):
         )
 
     def _send(self, message: Any) -> None:
-        if self._connection is None:
+        if self._outbox is None:
             raise EngineDiedError(f"The engine of {self.spec.name!r} is not running.")
-        try:
-            self._connection.send(message)
-        except OSError as error:
-            raise EngineDiedError(f"The engine of {self.spec.name!r} is gone.") from error
+        self._outbox.put(message)
 
     def healthy(self) -> bool:
         process = self._process  # other threads ask, too
@@ -305,6 +310,11 @@ class TransformersEngine(Engine):
             return
         self._lost()
         await in_thread(lambda: _end(process))
+
+
+def _tell(loop: asyncio.AbstractEventLoop, what: Callable[[], None]) -> None:
+    with suppress(RuntimeError):  # the loop is closed: nobody is left to hear it
+        loop.call_soon_threadsafe(what)
 
 
 def _end(process: SpawnProcess) -> None:

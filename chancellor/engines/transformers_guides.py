@@ -1,7 +1,7 @@
 """What shapes the answers in the worker of a TransformersEngine: guides (by xgrammar), penalties; log probabilities."""
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import LogitsProcessor
@@ -9,7 +9,7 @@ from transformers import LogitsProcessor
 from chancellor.engines.answers.guides import json_format, structural_tag
 from chancellor.engines.base import Guide, TokenLogprob
 
-__all__ = ["Guides", "Logprobs", "Penalties"]
+__all__ = ["Guides", "Logprobs", "Penalties", "Shifts"]
 
 
 class Logprobs(LogitsProcessor):  # type: ignore[misc]
@@ -40,25 +40,38 @@ class Logprobs(LogitsProcessor):  # type: ignore[misc]
         return TokenLogprob(token, self.tokenizer.decode([token]), top[token], top, texts)
 
 
+class Shifts(NamedTuple):
+    """How a request changes the logits."""
+
+    presence: float = 0.0
+    frequency: float = 0.0
+    repetition: float = 1.0
+    biases: tuple[tuple[int, float], ...] = ()
+
+
 class Penalties(LogitsProcessor):  # type: ignore[misc]
-    """Changes the logits by OpenAI's penalties and biases, as vLLM does: of the prompt's tokens nothing counts.
+    """Changes the logits by biases and penalties, in vLLM's order: OpenAI's penalties do not count the prompt's tokens.
 
     Args:
-        rows: for each row of the batch, its presence penalty, frequency penalty and biases.
-        begins: for each row, where in the ids its answer begins.
+        rows: for each row of the batch, what changes it.
+        begins: for each row, where in the ids its prompt begins, and where its answer.
     """
 
-    def __init__(self, rows: list[tuple[float, float, tuple[tuple[int, float], ...]]], begins: list[int]) -> None:
+    def __init__(self, rows: list[Shifts], begins: list[tuple[int, int]]) -> None:
         self.rows, self.begins = rows, begins
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores = scores.float()
-        for row, (presence, frequency, biases) in enumerate(self.rows):
-            if presence or frequency:
-                counts = torch.bincount(input_ids[row, self.begins[row] :], minlength=scores.shape[1])
-                scores[row] -= presence * (counts > 0) + frequency * counts
-            for token, bias in biases:
+        for row, (shifts, (prompt, answer)) in enumerate(zip(self.rows, self.begins, strict=True)):
+            for token, bias in shifts.biases:
                 scores[row, token] += bias
+            if shifts.repetition != 1.0:
+                had = input_ids[row, prompt:].unique()
+                values = scores[row, had]
+                scores[row, had] = torch.where(values > 0, values / shifts.repetition, values * shifts.repetition)
+            if shifts.presence or shifts.frequency:
+                counts = torch.bincount(input_ids[row, answer:], minlength=scores.shape[1])
+                scores[row] -= shifts.presence * (counts > 0) + shifts.frequency * counts
         return scores
 
 

@@ -19,11 +19,11 @@ from tokenizers.decoders import DecodeStream
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, StoppingCriteria
 
 from chancellor.engines.base import Guide, TokenLogprob
-from chancellor.engines.transformers_guides import Guides, Logprobs, Penalties
+from chancellor.engines.transformers_guides import Guides, Logprobs, Penalties, Shifts
 from chancellor.quantization.int4 import dequantize_int4
 from chancellor.quantization.schemes import Scheme
 
-__all__ = ["Question", "WorkerOptions", "work"]
+__all__ = ["Question", "Shifts", "WorkerOptions", "work"]
 
 _GATHER_S: Final = 0.01
 """Requests that arrive this shortly after one another make one batch."""
@@ -65,8 +65,16 @@ class Question(NamedTuple):
     """The end of `token_ids`, which is the beginning of the answer."""
     answered_text: str = ""
     """What of its text has been sent."""
-    shifts: tuple[float, float, tuple[tuple[int, float], ...]] = (0.0, 0.0, ())
-    """Presence penalty, frequency penalty, and biases of the logits."""
+    shifts: Shifts = Shifts()
+    top_k: int = 0
+    min_p: float = 0.0
+
+    @property
+    def sampling(self) -> tuple[object, ...]:
+        """What all questions of a batch have in common."""
+        if self.temperature == 0:
+            return (0.0,)
+        return (self.temperature, self.top_p, self.top_k, self.min_p, self.seed)
 
 
 def work(connection: Connection, options: WorkerOptions) -> None:
@@ -156,8 +164,7 @@ class _Worker:
             batch: list[Question] = []
             while self.waiting:
                 question = self.waiting.popleft()
-                alike = question[3:6] == first[3:6] or (question.temperature == 0 == first.temperature)
-                fits = alike and len(batch) < self.options.max_batch
+                fits = question.sampling == first.sampling and len(batch) < self.options.max_batch
                 (batch if fits else others).append(question)
             self.waiting = others
             self.size = len(batch)
@@ -173,7 +180,8 @@ class _Worker:
             do_sample=first.temperature > 0,
             temperature=first.temperature if first.temperature > 0 else None,
             top_p=first.top_p if first.temperature > 0 else None,
-            top_k=0 if first.temperature > 0 else None,
+            top_k=first.top_k if first.temperature > 0 else None,
+            min_p=first.min_p or None if first.temperature > 0 else None,
             pad_token_id=self.pad,
             eos_token_id=None,
             use_cache=True,
@@ -182,8 +190,8 @@ class _Worker:
             torch.manual_seed(first.seed)
         steps = _Steps(self, batch, longest, time.perf_counter())
         processors: list[Any] = [] if steps.logprobs is None else [steps.logprobs]
-        if any(question.shifts != (0.0, 0.0, ()) for question in batch):
-            begins = [longest - len(question.answered) for question in batch]
+        if any(question.shifts != Shifts() for question in batch):
+            begins = [(longest - len(question.token_ids), longest - len(question.answered)) for question in batch]
             processors.append(Penalties([question.shifts for question in batch], begins))
         if any(question.guide for question in batch):
             size = self.model.get_output_embeddings().weight.shape[0]
@@ -263,7 +271,9 @@ class _Steps(StoppingCriteria):  # type: ignore[misc]
 
     def _text(self, row: int) -> str:
         skip = self.batch[row].skip_special_tokens
-        text: str = self.worker.tokenizer.decode(self.tokens[row], skip_special_tokens=skip)
+        # The token that has ended it is no text of it, also where special tokens are shown.
+        tokens = self.tokens[row][:-1] if self.reason[row] == "stop" else self.tokens[row]
+        text: str = self.worker.tokenizer.decode(tokens, skip_special_tokens=skip)
         return text
 
     def _piece(self, row: int, question: Question, text: str) -> None:

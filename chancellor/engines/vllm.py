@@ -1,39 +1,24 @@
 """vLLM's AsyncLLM, in processes of its own below this one."""
 
-import asyncio
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import aclosing, suppress
-from pathlib import Path
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import psutil
-
-from chancellor import progress
 from chancellor.catalog import ModelSpec
 from chancellor.engines.answers import plan_of
 from chancellor.engines.answers.guides import refusal_of, refused
 from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest
-from chancellor.engines.hardware import default_dtype
 from chancellor.engines.host import in_thread
-from chancellor.engines.logs import log_file, refusal_in, shortage_in
-from chancellor.engines.phases import following
+from chancellor.engines.logs import log_file
+from chancellor.engines.postmortem import PostMortem
 from chancellor.engines.prompt import prompt_ahead
 from chancellor.engines.pulse import Pulse
-from chancellor.engines.spawn import engine_spawning, environment, starting
-from chancellor.engines.vllm_args import engine_args, process_environment
 from chancellor.engines.vllm_continuing import Continuation
-from chancellor.engines.vllm_parts import (
-    SHUTDOWN_S,
-    end,
-    engine_processes,
-    import_async_llm,
-    remove,
-    shared_memory,
-    stat_logger,
-    with_children,
-)
+from chancellor.engines.vllm_loading import load
+from chancellor.engines.vllm_processes import SHUTDOWN_S, Processes
 from chancellor.engines.vllm_requests import delta_of, sampling_params
 from chancellor.errors import (
     ChancellorError,
@@ -43,12 +28,14 @@ from chancellor.errors import (
     OutOfMemoryError,
     PromptTooLongError,
 )
-from chancellor.quantization.prepare import Prepared, prepare
+from chancellor.quantization.prepare import Prepared
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 __all__ = ["VLLMEngine"]
+
+logger = logging.getLogger(__name__)
 
 
 class VLLMEngine(Engine):
@@ -61,15 +48,13 @@ class VLLMEngine(Engine):
         self._llm: AsyncLLM | None = None
         self._prepared: Prepared | None = None
         self._stats = EngineStats(running=0, waiting=0, kv_cache_usage=0.0, peak_running=0)
-        self._processes: list[psutil.Process] = []
-        self._sentinels: list[int] = []
-        self._before: set[Any] | None = None
+        self._processes = Processes()
         self._exited = self._interrupted = False
         self._facts: dict[str, float] = {}
         self._peaks = 0, 0.0
         self._pulse = Pulse()
-        self._segments: set[Path] = set()
         self._answering = 0
+        self._postmortem: PostMortem | None = None
 
     @property
     def quantization(self) -> str | None:
@@ -77,38 +62,40 @@ class VLLMEngine(Engine):
 
     async def start(self) -> None:
         # Blocks for half a minute and more: on the loop it would hold up every other engine.
-        self._llm = await in_thread(self._start)
-        self._watch(self._llm)
+        loaded = await in_thread(lambda: load(self.spec, self._processes, self._record, lambda: self._interrupted))
+        self._llm = llm = loaded.llm
+        self._prepared, self._facts, self._postmortem = loaded.prepared, loaded.facts, loaded.postmortem
+        self._pulse = Pulse(self._processes.all)
+        self._processes.watch(lambda: self._gone(llm))
+        self._answering += 1  # so that it is ended if it hangs
         try:
-            await self._warm_up(self._llm)
+            await self._warm_up(llm)
         except Exception as error:
+            cause = error
             await self.close()
+            if (shortage := await in_thread(lambda: self._shortage(cause))) is not None:
+                raise OutOfMemoryError(
+                    f"vLLM loaded {self.spec.name!r}, but has not enough memory to run it: {shortage}"
+                ) from error
             raise EngineStartError(
                 f"vLLM loaded {self.spec.name!r}, but cannot run it.", hint=f"The cause is in its log: {log_file()}"
             ) from error
+        finally:
+            self._answering -= 1
+
+    def _shortage(self, error: Exception) -> str | None:
+        return None if self._interrupted or self._postmortem is None else self._postmortem.shortage(error)
 
     def interrupt(self) -> None:
         self._interrupted = True
         if self._llm is not None:  # it may hang in its first steps
             self.kill()
-        elif self._before is not None:
-            for process in with_children(engine_processes() - self._before):
-                with suppress(psutil.Error):
-                    process.kill()
+        else:
+            self._processes.kill()
 
-    def _watch(self, llm: "AsyncLLM") -> None:
-        """Notice when the engine's process is gone. vLLM does so itself, unless the process was asked to end."""
-        loop = asyncio.get_running_loop()
-        for process in engine_processes() - (self._before or set()):
-
-            def gone(sentinel: int = process.sentinel) -> None:
-                loop.remove_reader(sentinel)
-                self._sentinels.remove(sentinel)  # its number may be another engine's by the time this one is closed
-                if self._llm is llm:
-                    self._fail(llm)
-
-            loop.add_reader(process.sentinel, gone)
-            self._sentinels.append(process.sentinel)
+    def _gone(self, llm: "AsyncLLM") -> None:
+        if self._llm is llm:
+            self._fail(llm)
 
     def _fail(self, llm: "AsyncLLM") -> None:
         """End all requests: nothing feeds them any more."""
@@ -125,55 +112,6 @@ class VLLMEngine(Engine):
         sampling = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
         async for _ in llm.generate(tokens_input([1, 1]), sampling, "chancellor-warm-up"):
             pass
-
-    def _start(self) -> "AsyncLLM":
-        try:
-            with starting:
-                return self._load()
-        except ChancellorError:
-            raise
-        except Exception as error:
-            raise EngineStartError(
-                f"The engine of {self.spec.name!r} did not start: {error}", hint=f"Its log may say more: {log_file()}"
-            ) from error
-
-    def _load(self) -> "AsyncLLM":
-        progress.report("start", self.spec.name, "importing vLLM")
-        with environment(process_environment()):
-            async_llm = import_async_llm()
-        dtype = self.spec.engine.dtype or default_dtype()
-        self._prepared = prepared = prepare(self.spec, dtype)
-        if self.spec.engine.dtype is None and prepared.dtype is not None:
-            dtype = prepared.dtype
-        progress.report("start", self.spec.name, "vLLM: starting its processes")
-        self._before = engine_processes()
-        logged = log_file().stat().st_size
-        if self._interrupted:
-            raise EngineStartError(f"The start of {self.spec.name!r} was interrupted.")
-        try:
-            with (
-                environment(process_environment()),
-                engine_spawning(),
-                following(log_file(), self.spec.name) as self._facts,
-            ):
-                arguments = engine_args(self.spec, prepared, dtype)
-                llm: AsyncLLM = async_llm.from_engine_args(arguments, stat_loggers=[stat_logger(self._record)])
-        except Exception as error:
-            end(with_children(engine_processes() - self._before), timeout_s=0)
-            if isinstance(error, ChancellorError):
-                raise
-            if (shortage := shortage_in(log_file(), logged, error)) is not None and not self._interrupted:
-                raise OutOfMemoryError(
-                    f"There was not enough memory to start {self.spec.name!r}: {shortage}"
-                ) from error
-            reason = refusal_in(log_file(), logged) or error
-            raise EngineStartError(
-                f"vLLM did not start {self.spec.name!r}: {reason}", hint=f"The cause is in its log: {log_file()}"
-            ) from error
-        self._processes = with_children(engine_processes() - self._before)
-        self._pulse = Pulse(self._processes)
-        self._segments = shared_memory(self._processes)
-        return llm
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         from vllm.inputs import tokens_input
@@ -252,9 +190,7 @@ class VLLMEngine(Engine):
     def kill(self) -> None:
         if self._llm is not None:
             self._fail(self._llm)
-        for process in self._processes:
-            with suppress(psutil.Error):
-                process.kill()
+        self._processes.kill()
 
     def _record(self, stats: EngineStats) -> None:
         self._pulse.beat()
@@ -272,7 +208,7 @@ class VLLMEngine(Engine):
         return self._running().get_tokenizer()
 
     def process_ids(self) -> list[int]:
-        return [process.pid for process in self._processes]
+        return [process.pid for process in self._processes.all]
 
     def facts(self) -> dict[str, float]:
         return dict(self._facts)
@@ -287,17 +223,19 @@ class VLLMEngine(Engine):
         llm, self._llm = self._llm, None
         if llm is None:
             return
-        for sentinel in self._sentinels:
-            asyncio.get_running_loop().remove_reader(sentinel)
+        self._processes.unwatch()
         self._fail(llm)
         if (handler := llm.output_handler) is not None:  # else it would log that the engine died
             handler.cancel()
         await in_thread(lambda: self._shut_down(llm))  # other engines answer on this loop
 
-    def _shut_down(self, llm: "AsyncLLM") -> None:
-        llm.shutdown(timeout=SHUTDOWN_S)
-        end(self._processes)
-        remove(self._segments)
+    def _shut_down(self, llm: "AsyncLLM", patience_s: float = SHUTDOWN_S) -> None:
+        try:
+            llm.shutdown(timeout=patience_s)
+        except Exception:
+            logger.warning("vLLM did not shut down %r by itself", self.spec.name, exc_info=True)
+        finally:
+            self._processes.end(patience_s)
 
     def _running(self) -> "AsyncLLM":
         if self._llm is None or self._exited:

@@ -42,8 +42,7 @@ class Continuation:
         )
         self._text = IncrementalDetokenizer.from_new_request(tokenizer, asked)
         self._text.update(list(request.answered), stop_terminated=False)
-        had = self._text.get_next_output_text(finished=False, delta=True)
-        self._first = had[len(request.answered_text) :] if had.startswith(request.answered_text) else ""
+        self._sent = len(request.answered_text)
         self._figures = {**figures, "input_tokens": len(prompt)}
         self.ended = False
         """Whether a stop text has come: what vLLM makes afterwards is not part of the answer."""
@@ -58,8 +57,8 @@ class Continuation:
         """
         finished = delta.finish_reason is not None
         self.ended = self._text.update(list(delta.token_ids), delta.finish_reason == "stop") is not None
-        text = self._first + self._text.get_next_output_text(finished=finished or self.ended, delta=True)
-        self._first = ""
+        text = self._text.get_next_output_text(finished=finished or self.ended, delta=False)[self._sent :]
+        self._sent += len(text)
         if self.ended:
             delta = replace(delta, finish_reason="stop", output_tokens=produced, inference_time_s=seconds)
         figures = self._figures if finished or self.ended else {}

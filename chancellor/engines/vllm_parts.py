@@ -1,33 +1,13 @@
-"""What the vLLM engine takes of vLLM and of the operating system: its class, a stat logger, and its processes."""
+"""What the vLLM engine takes of vLLM: its class, and a stat logger."""
 
-import multiprocessing
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache
-from multiprocessing import resource_tracker
-from pathlib import Path
-from typing import Any, Final
-
-import psutil
+from typing import Any
 
 from chancellor.engines.base import EngineStats
-from chancellor.engines.spawn import PROCESS_NAMES
 from chancellor.errors import EngineStartError, MissingDependencyError
 
-__all__ = [
-    "SHUTDOWN_S",
-    "end",
-    "engine_processes",
-    "import_async_llm",
-    "remove",
-    "shared_memory",
-    "stat_logger",
-    "with_children",
-]
-
-_SEGMENT: Final = "/dev/shm/psm_"  # noqa: S108 - where multiprocessing.shared_memory keeps them on Linux
-SHUTDOWN_S: Final = 10.0
-"""How long an engine may take to end before it is killed."""
+__all__ = ["import_async_llm", "stat_logger"]
 
 
 @cache
@@ -91,47 +71,3 @@ def stat_logger(record: Callable[[EngineStats], None]) -> Any:
             pass
 
     return Recorder
-
-
-def engine_processes() -> set[Any]:
-    """Return the engine processes that this process has started and that live."""
-    children = multiprocessing.active_children()
-    return {process for process in children if process.name.startswith(PROCESS_NAMES)}
-
-
-def with_children(started: set[Any]) -> list[psutil.Process]:
-    """Return the processes and all below them, as far as they live."""
-    processes = []
-    for child in started:
-        try:
-            process = psutil.Process(child.pid)
-            processes += [process, *process.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            continue
-    return processes
-
-
-def shared_memory(processes: list[psutil.Process]) -> set[Path]:
-    """Return the segments of shared memory that the processes have mapped: who is killed does not remove its own."""
-    found: set[Path] = set()
-    for process in processes:
-        with suppress(OSError):
-            maps = Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8", errors="replace")
-            found |= {Path(line.split()[-1]) for line in maps.splitlines() if _SEGMENT in line}
-    return {path for path in found if path.exists()}
-
-
-def remove(segments: set[Path]) -> None:
-    """Remove those that are still there, and have Python forget them: else it complains when the interpreter ends."""
-    for path in segments:
-        with suppress(OSError):
-            path.unlink()
-            resource_tracker.unregister(f"/{path.name}", "shared_memory")
-
-
-def end(processes: list[psutil.Process], timeout_s: float = SHUTDOWN_S) -> None:
-    """Kill what a shutdown has left."""
-    _, alive = psutil.wait_procs(processes, timeout=timeout_s)
-    for process in alive:
-        process.kill()
-    psutil.wait_procs(alive, timeout=SHUTDOWN_S)

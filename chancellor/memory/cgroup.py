@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["Limit", "limits"]
+__all__ = ["Limit", "limits", "oom_kills"]
 
 _UNLIMITED: Final = 2**60  # version 1 writes the largest multiple of a page for "none"
 _ESCAPE: Final = re.compile(r"\\([0-7]{3})")  # mountinfo's way with spaces
@@ -24,10 +24,17 @@ class _Version(NamedTuple):
     usage: str
     cache: tuple[str, ...]
     """Fields of memory.stat that are file cache."""
+    events: str
+    """Where `oom_kill` counts."""
 
 
-_V1: Final = _Version("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file"))
-_V2: Final = _Version("memory.max", "memory.current", ("active_file", "inactive_file"))
+_V1: Final = _Version(
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    ("total_active_file", "total_inactive_file"),
+    "memory.oom_control",
+)
+_V2: Final = _Version("memory.max", "memory.current", ("active_file", "inactive_file"), "memory.events")
 
 
 def limits(proc: Path = Path("/proc/self"), root: Path = Path("/")) -> list[Limit]:
@@ -46,6 +53,24 @@ def limits(proc: Path = Path("/proc/self"), root: Path = Path("/")) -> list[Limi
                 break
             folder = folder.parent
     return found
+
+
+def oom_kills(proc: Path = Path("/proc/self"), root: Path = Path("/")) -> int:
+    """Return how many processes of this one's groups the kernel has killed for want of memory so far.
+
+    Where no group tells, as at the top, they are those of the whole machine.
+    """
+    files = [folder / version.events for version, folder, _ in _groups(proc, root)]
+    counts = [count for path in files if (count := _oom_kill(path)) is not None]
+    return max(counts) if counts else _oom_kill(root / "proc/vmstat") or 0
+
+
+def _oom_kill(path: Path) -> int | None:
+    try:
+        rows = (line.split() for line in path.read_text(encoding="ascii", errors="replace").splitlines())
+        return next((int(row[1]) for row in rows if len(row) == 2 and row[0] == "oom_kill"), None)
+    except (OSError, ValueError):
+        return None
 
 
 def _groups(proc: Path, root: Path) -> Iterator[tuple[_Version, Path, Path]]:

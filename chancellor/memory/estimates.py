@@ -81,6 +81,11 @@ class Estimate:
         return self.fixed + self.kv_cache
 
     @property
+    def enough(self) -> int:
+        """With half of the KV cache that it wants: before it gets less, others make room."""
+        return self.fixed + max(self.kv_cache_least, self.kv_cache // 2)
+
+    @property
     def least(self) -> int:
         """With the least KV cache that serves."""
         return self.fixed + self.kv_cache_least
@@ -165,13 +170,15 @@ def _of_vllm(spec: "ModelSpec", model: _Model, gpus: int) -> Estimate:
     kv_width = 1 if "fp8" in str(more.get("kv_cache_dtype")) else width
     token = layout.token_bytes(kv_width, ranks)
     least = token * (tokens + _SPARE_TOKENS)
-    given = more.get("kv_cache_memory_bytes") or (options.kv_cache_gib and int(options.kv_cache_gib * _GIB))
+    exact = more.get("kv_cache_memory_bytes")  # which wins over what the engine is granted
+    given = exact or (options.kv_cache_gib and int(options.kv_cache_gib * _GIB))
     if given:
         cache = int(given)
     elif gpus:
         cache = max(least, token * tokens * sequences // _BATCH_SHARE)
     else:
         cache = max(_GIB, vllm_args.context_bytes(_text(model.config), tokens))
+    least = cache if exact else least
     weights = weight_bytes(
         model.tensors,
         model.scheme,

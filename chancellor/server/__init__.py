@@ -5,7 +5,6 @@ from chancellor.errors import MissingDependencyError
 try:
     import fastapi  # noqa: F401
     import openai  # noqa: F401
-    import sse_starlette  # noqa: F401
 except ImportError as error:
     raise MissingDependencyError.of(error.name, "serve") from error
 

@@ -19,7 +19,7 @@ from chancellor.engines import EnginePool, default_pool
 from chancellor.errors import ChancellorError
 from chancellor.server.choice import Chooser
 from chancellor.server.errors import Refusal, refusal_of
-from chancellor.server.guard import BodyLimit, Concurrency, Hosts, Keys, local_names
+from chancellor.server.guard import OPEN, BodyLimit, Concurrency, Hosts, Keys, local_names
 from chancellor.server.logs import RequestLog
 from chancellor.server.options import ServeOptions
 from chancellor.server.routes import router
@@ -85,6 +85,8 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     keys = options.keys()
+    if keys:
+        _describe_keys(app)
     hosts = options.allowed_hosts or (() if keys else local_names(options.host))
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, most=int(options.max_body_mib * 2**20), seconds=options.body_timeout_s)
@@ -93,6 +95,22 @@ def create_app(
     app.add_middleware(Hosts, names=hosts)
     app.add_middleware(RequestLog, registry=registry)
     return app
+
+
+def _describe_keys(app: FastAPI) -> None:
+    """Let the schema say where a key is needed; it is asked for before the routes, which know nothing of it."""
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = make()
+        scheme = {"type": "http", "scheme": "bearer", "description": "An API key of this server."}
+        schema.setdefault("components", {})["securitySchemes"] = {"key": scheme}
+        for path, operations in schema["paths"].items():
+            for operation in operations.values():
+                operation["security"] = [] if path in OPEN else [{"key": []}]
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign] # as FastAPI's documentation does
 
 
 def _version() -> str:

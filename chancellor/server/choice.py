@@ -1,5 +1,6 @@
 """Which model answers a request: the one that is named, or the one that the graph's first two nodes choose."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -88,14 +89,31 @@ class Chooser:
         """
         return self._choice(name, substitute=False)
 
-    async def choose(self, messages: Sequence[Mapping[str, Any]], policy: str | None = None) -> Choice:
+    async def choose(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        policy: str | None = None,
+        *,
+        max_tokens: int | None = None,
+        tools: Sequence[Any] = (),
+    ) -> Choice:
         """Return the model that the graph chooses for a conversation.
+
+        Args:
+            messages: the conversation.
+            policy: how to choose; None for the graph's own way.
+            max_tokens: how long the answer may get; it has to fit as well.
+            tools: what the model is told that it may call, which takes room as well.
 
         Raises:
             ChancellorError: no model may answer it.
         """
-        state = {"messages": convert_to_messages([_shown(message) for message in messages])}
-        context = Context() if policy is None else Context(policy=policy)
+        shown = [_shown(message) for message in messages]
+        if tools:  # judged are the user's texts, counted are all
+            shown.insert(0, {"role": "system", "content": json.dumps(list(tools), default=str)})
+        state = {"messages": convert_to_messages(shown)}
+        given = {"policy": policy, "max_tokens": max_tokens}
+        context = Context(**{name: value for name, value in given.items() if value is not None})
         made = await self._graph.ainvoke(state, context=context)
         decision: Decision = made["decision"]
         return self._choice(decision["model"], made.get("complexity"), decision, substitute=True)

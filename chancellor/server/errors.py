@@ -22,6 +22,7 @@ from chancellor.errors import (
     PromptTooLongError,
     UnknownChoiceError,
     UnknownModelError,
+    UpstreamError,
 )
 
 __all__ = ["Refusal", "refusal_of"]
@@ -63,6 +64,7 @@ _KINDS: Final[dict[type[ChancellorError], tuple[int, str, str | None]]] = {
     NoEligibleModelError: (503, "server_error", "no_model"),
     EngineBusyError: (429, "rate_limit_error", "engine_busy"),
     GenerationTimeoutError: (504, "timeout_error", "timeout"),
+    UpstreamError: (502, "server_error", "upstream_error"),
     EngineDiedError: (503, "server_error", "engine_died"),
     EngineStartError: (503, "server_error", "engine_unavailable"),
     CheckpointError: (503, "server_error", "engine_unavailable"),
@@ -70,6 +72,8 @@ _KINDS: Final[dict[type[ChancellorError], tuple[int, str, str | None]]] = {
     CatalogError: (503, "server_error", "catalog"),
     ChancellorError: (500, "server_error", None),
 }
+_INSIDE: Final = (429, 500, 502, 503)
+"""Statuses whose hints are for whoever runs the server: they name its files and options, and other servers."""
 
 
 def refusal_of(error: ChancellorError) -> Refusal:
@@ -77,6 +81,5 @@ def refusal_of(error: ChancellorError) -> Refusal:
     status, type_, code = next(found for kind, found in _KINDS.items() if isinstance(error, kind))
     retry = error.retry_after_s if isinstance(error, EngineBusyError) else None
     param = "model" if code == "model_not_found" else None
-    # Hints at what goes wrong inside are for whoever runs the server: they name its files.
-    message = error.message if status in (500, 503) else f"{error.message} {error.hint}"
+    message = error.message if status in _INSIDE else f"{error.message} {error.hint}"
     return Refusal(status, message, type_, code, param, retry)

@@ -6,11 +6,12 @@ from contextlib import aclosing
 from typing import TypeVar
 
 from starlette.requests import Request
+from starlette.types import Receive
 
 from chancellor.engines import Delta, EnginePool, GenerationRequest
 from chancellor.server.choice import Choice
 
-__all__ = ["ClientGoneError", "gathered", "streamed", "unless_gone"]
+__all__ = ["ClientGoneError", "gathered", "gone", "streamed", "unless_gone"]
 
 T = TypeVar("T")
 
@@ -25,20 +26,21 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     Raises:
         ClientGoneError: the caller has hung up.
     """
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone(request.receive))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientGoneError
         return task.result()
     finally:
-        for one in (task, gone):
+        for one in (task, leaving):
             one.cancel()
-        await asyncio.wait({task, gone})
+        await asyncio.wait({task, leaving})
 
 
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def gone(receive: Receive) -> None:
+    """Return when the caller has hung up."""
+    while (await receive())["type"] != "http.disconnect":
         pass
 
 

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from chancellor.server.errors import Refusal
 from chancellor.server.static import PATHS
 
-__all__ = ["BodyLimit", "Concurrency", "Hosts", "Keys", "local_names", "path_of"]
+__all__ = ["OPEN", "BodyLimit", "Concurrency", "Hosts", "Keys", "local_names", "path_of"]
 
 OPEN: Final = PATHS | {"/health", "/ready"}
 """Nobody needs a key for these."""

@@ -43,10 +43,14 @@ class ServeOptions(BaseSettings):
     preload: Words = ("auto",)
     """Models whose engines start with the server: names, `all`, `none`, or `auto`, the one for a usual question."""
     max_body_mib: Annotated[float, Field(gt=0)] = 4.0
+    head_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds that a request's head may take to come in, and that a new connection may wait with it."""
     body_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """Seconds that a body may take to come in."""
     max_requests: Annotated[int, Field(ge=1)] = 1024
     """Most requests under way at once, whether they wait or are answered; more are told to come again (429)."""
+    max_connections: Annotated[int, Field(ge=1)] = 4096
+    """Most open connections; for one more, the one that has waited longest for a request is closed."""
     default_max_tokens: Annotated[int, Field(ge=1)] = 512
     max_tokens_limit: Annotated[int, Field(ge=1)] = 16_384
     """Most tokens that a request may ask for."""
@@ -54,8 +58,10 @@ class ServeOptions(BaseSettings):
     """Most answers of one request: `n`, times the number of prompts."""
     timeout_s: Annotated[float, Field(gt=0)] = 600.0
     """Seconds that a request may take, an engine's start included."""
+    drain_delay_s: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds after SIGTERM in which requests are still taken, while `/ready` tells balancers to send no more."""
     drain_s: Annotated[float, Field(ge=0)] = 60.0
-    """Seconds that requests may go on after SIGTERM."""
+    """Seconds that requests may go on after SIGTERM, and the delay."""
     ping_s: Annotated[float, Field(gt=0)] = 15.0
     """A stream with nothing to say sends a comment this often, so that no proxy closes it."""
     log_prompts: bool = False

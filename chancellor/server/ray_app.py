@@ -25,8 +25,8 @@ try:
 except ImportError as missing:
     raise MissingDependencyError.of(missing.name, "ray") from missing
 
+from chancellor.server.ray_ingress import routing
 from chancellor.server.ray_replica import Engines
-from chancellor.server.ray_router import routing
 
 __all__ = ["RayOptions", "app", "build"]
 

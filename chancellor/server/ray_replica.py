@@ -1,35 +1,30 @@
 """A replica under Ray Serve: a whole endpoint with its engines, asked through Ray and not through a socket."""
 
 import asyncio
-import logging
-import time
 from collections.abc import AsyncGenerator
 from typing import Any, Final
 
 from prometheus_client import generate_latest
 from ray import serve
-from sse_starlette.sse import AppStatus
 from starlette.types import Message, Scope
 
-from chancellor.catalog import Catalog, ModelSpec
+from chancellor.catalog import Catalog
 from chancellor.engines import EnginePool
-from chancellor.errors import ChancellorError
 from chancellor.server.app import create_app
-from chancellor.server.choice import Chooser
 from chancellor.server.options import ServeOptions
-from chancellor.server.ray_router import log_to_stderr
-from chancellor.server.readiness import Readiness
+from chancellor.server.ray_health import Health, elsewhere
+from chancellor.server.ray_ingress import log_to_stderr
 from chancellor.server.service import Service
 
 __all__ = ["Engines"]
 
-logger = logging.getLogger(__name__)
-_PATIENCE: Final = 120.0, 3.0
-"""How long a replica may be without any engine: so many seconds, or so many times what the first start took."""
 _PIECE_S: Final = 0.001
 """Each piece costs Ray's processes about a millisecond. So there are no more of them than this allows, however many
 streams there are; what comes meanwhile goes out joined."""
 _LONGEST_S: Final = 0.25
+_LEAVE_S: Final = 5.0
+"""How long the application may take to notice that the caller has hung up. To be cancelled means something else to it:
+that the server ends."""
 
 
 class Engines:
@@ -47,18 +42,16 @@ class Engines:
         self._options = ServeOptions(**given)
         self._catalog, self._pool = catalog, EnginePool()
         log_to_stderr()
-        AppStatus.enable_automatic_graceful_drain = False  # Ray waits for streams
         self._app = create_app(catalog, self._options, pool=self._pool)
         self._service: Service = self._app.state.chancellor
         self._lifespan = self._app.router.lifespan_context(self._app)
-        self._mending: asyncio.Task[ChancellorError | None] | None = None
-        self._empty: float | None = None
         self._open = 0
-        ended = asyncio.Event()
-        self._service.readiness.on_end = ended.set
+        ended, readiness = asyncio.Event(), self._service.readiness
+        readiness.on_end, readiness.optional = ended.set, elsewhere
+        self._health = Health(catalog, self._options, self._pool, readiness)
         await self._lifespan.__aenter__()
         await ended.wait()
-        if (error := self._service.readiness.error) is not None:
+        if (error := readiness.error) is not None:
             await asyncio.to_thread(self._pool.close)
             raise error
 
@@ -99,7 +92,10 @@ class Engines:
         finally:
             self._open -= 1
             gone.set()
-            task.cancel()
+            try:
+                await asyncio.wait({task}, timeout=_LEAVE_S)
+            finally:
+                task.cancel()
             await asyncio.wait({task})
 
     async def metrics(self) -> tuple[str, str]:
@@ -110,65 +106,18 @@ class Engines:
     async def check_health(self) -> None:
         """Called by Ray every few seconds; what it raises three times in a row gets the replica replaced.
 
-        A dead engine is no reason: the pool starts another one with the next request, and this does so before it comes.
-
         Raises:
-            ChancellorError: it could not be started again.
+            ChancellorError: engines cannot be started again.
             RuntimeError: there has been no engine for too long.
         """
-        readiness = self._service.readiness
-        if readiness.error is not None:
-            raise readiness.error
-        # Asks the host's thread: if that hangs, so does this, until Ray gives it up.
-        running = bool(await asyncio.to_thread(self._pool.stats))
-        # Dead, or on its way: what was stopped to make room for another one is neither.
-        dead = [spec for spec in map(self._catalog.usable, readiness.started) if self._pool.state(spec) == "starting"]
-        if running:
-            self._empty = None
-        elif readiness.started:
-            self._have_patience()
-        if dead or (readiness.started and not running):
-            error = self._mended(dead)
-            if error is not None and not running:
-                raise error
-
-    def _have_patience(self) -> None:
-        now = time.monotonic()
-        self._empty = self._empty or now
-        least, times = _PATIENCE
-        if now - self._empty > max(least, times * max(self._service.readiness.started.values())):
-            raise RuntimeError(f"No engine has run for {now - self._empty:.0f} s.")
-
-    def _mended(self, dead: list[ModelSpec]) -> ChancellorError | None:
-        """Have engines started again, unless that is under way; return why it has failed, if it has."""
-        error = None
-        if self._mending is not None and self._mending.done():
-            error, self._mending = self._mending.result(), None
-        if error is None and self._mending is None:
-            logger.warning("Started again without waiting for a request: %s", [spec.name for spec in dead] or "all")
-            self._mending = asyncio.create_task(self._mend(dead))
-        return error
-
-    async def _mend(self, dead: list[ModelSpec]) -> ChancellorError | None:
-        if not dead:
-            again = Readiness(self._catalog, self._options, self._pool, Chooser(self._catalog, self._pool))
-            await again.prepare()
-            return again.error
-        try:
-            for spec in dead:
-                await self._pool.astart(spec)
-        except ChancellorError as error:
-            logger.warning("No start: %s", error)
-            return error
-        return None
+        await self._health.check()
 
     async def __del__(self) -> None:
         """Called by Ray when the last request has been answered."""
-        if not hasattr(self, "_mending"):
+        if not hasattr(self, "_health"):
             return
         self._service.readiness.draining = True
-        if self._mending is not None:
-            self._mending.cancel()
+        await self._health.close()
         await self._lifespan.__aexit__(None, None, None)
         await asyncio.to_thread(self._pool.close)
 

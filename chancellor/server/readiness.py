@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from chancellor.catalog import Catalog, ModelSpec
 from chancellor.engines import EnginePool, GenerationRequest
-from chancellor.errors import ChancellorError, EngineStartError, InvalidInputError
+from chancellor.errors import ChancellorError, EngineError, EngineStartError, InvalidInputError
 from chancellor.server.choice import Choice, Chooser
 from chancellor.server.options import ServeOptions
 
@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 State = Literal["starting", "ready", "failed", "draining"]
 _USUAL = "What is the capital of France, and what should one see there?"
 _SPECIAL = ("auto", "all", "none")
+_OPTIONAL_S = 15.0
+"""How long the start waits for an answer of a model that it can do without."""
 
 
 class Readiness:
@@ -43,6 +45,8 @@ class Readiness:
         """Seconds that each engine's start took."""
         self.on_end: Callable[[], None] = lambda: None
         """Called when all have been started, or one has failed."""
+        self.optional: Callable[[ModelSpec], bool] = lambda _: False
+        """Which models the endpoint may begin without, where their engines do not start."""
         self._done = False
 
     @property
@@ -69,8 +73,14 @@ class Readiness:
         try:
             for choice in await self._choices():
                 began = time.perf_counter()
-                await self._start(choice)
-                self.started[choice.spec.name] = time.perf_counter() - began
+                try:
+                    await self._start(choice)
+                except EngineError as error:
+                    if not self.optional(choice.spec):
+                        raise
+                    logger.warning("%r cannot be asked yet: %s", choice.spec.name, error)
+                else:
+                    self.started[choice.spec.name] = time.perf_counter() - began
         except ChancellorError as error:
             logger.error("No start: %s", error)
             self.error = error
@@ -93,7 +103,10 @@ class Readiness:
     async def _start(self, choice: Choice) -> None:
         """Ask for one token: the ladder holds for the start, too, and the first caller finds a warm engine."""
         spec: ModelSpec = choice.spec
-        request = GenerationRequest(messages=[{"role": "user", "content": _USUAL}], max_tokens=1, retries=1)
+        limit_s = _OPTIONAL_S if self.optional(spec) else None
+        request = GenerationRequest(
+            messages=[{"role": "user", "content": _USUAL}], max_tokens=1, retries=1, timeout_s=limit_s
+        )
         deltas = [delta async for delta in self._pool.agenerate(spec, request, choice.ladder)]
         for step in deltas[-1].fallbacks:
             logger.warning("%s: %s, to %s: %s", spec.name, step["step"], step["to"], step["reason"])

@@ -1,25 +1,18 @@
 """What callers send: OpenAI's fields, in OpenAI's types."""
 
 import json
-from typing import Annotated, Any, Final, Literal, Required
+from typing import Annotated, Any, Final, Literal
 
 from openai.types.chat import (
-    ChatCompletionAssistantMessageParam,
-    ChatCompletionContentPartParam,
-    ChatCompletionContentPartTextParam,
-    ChatCompletionDeveloperMessageParam,
     ChatCompletionFunctionToolParam,
-    ChatCompletionMessageToolCallUnionParam,
     ChatCompletionNamedToolChoiceParam,
     ChatCompletionStreamOptionsParam,
-    ChatCompletionSystemMessageParam,
-    ChatCompletionToolMessageParam,
-    ChatCompletionUserMessageParam,
 )
-from openai.types.chat.chat_completion_assistant_message_param import ContentArrayOfContentPart
 from openai.types.shared_params import ResponseFormatJSONObject, ResponseFormatJSONSchema, ResponseFormatText
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, StringConstraints, model_validator
 from typing_extensions import TypedDict
+
+from chancellor.server.messages import Message
 
 __all__ = ["ChancellorOptions", "ChatCompletionRequest", "CompletionRequest"]
 
@@ -27,31 +20,6 @@ _DEEPEST: Final = 100
 """Levels of a schema: what reads it calls itself for each."""
 
 
-# OpenAI's types have iterables, which pydantic checks as late as they are read, and which are read only once.
-class DeveloperMessage(ChatCompletionDeveloperMessageParam):
-    content: Required[str | list[ChatCompletionContentPartTextParam]]  # type: ignore[misc]
-
-
-class SystemMessage(ChatCompletionSystemMessageParam):
-    content: Required[str | list[ChatCompletionContentPartTextParam]]  # type: ignore[misc]
-
-
-class UserMessage(ChatCompletionUserMessageParam):
-    content: Required[str | list[ChatCompletionContentPartParam]]  # type: ignore[misc]
-
-
-class AssistantMessage(ChatCompletionAssistantMessageParam, total=False):
-    content: str | list[ContentArrayOfContentPart] | None  # type: ignore[misc]
-    tool_calls: list[ChatCompletionMessageToolCallUnionParam] | None  # type: ignore[misc]
-
-
-class ToolMessage(ChatCompletionToolMessageParam):
-    content: Required[str | list[ChatCompletionContentPartTextParam]]  # type: ignore[misc]
-
-
-Message = Annotated[
-    DeveloperMessage | SystemMessage | UserMessage | AssistantMessage | ToolMessage, Discriminator("role")
-]
 ResponseFormat = Annotated[
     ResponseFormatText | ResponseFormatJSONObject | ResponseFormatJSONSchema, Discriminator("type")
 ]
@@ -60,7 +28,43 @@ Stop = Annotated[
     BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
     Field(max_length=16),
 ]
+
+
+def _neutral(*values: Any) -> BeforeValidator:
+    """Let a field be said by those who always say it, as long as it asks for nothing that is not done here."""
+    other = f", or set it to {json.dumps(values[0])}" if values else ""
+
+    def check(value: Any) -> Any:
+        if value is not None and value not in values:
+            raise ValueError(f"This is not done here: leave it out{other}")
+        return value
+
+    return BeforeValidator(check)
+
+
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(min_length=1)]
+
+
+class AllowedTools(TypedDict):
+    """Some of the tools, to choose from."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ChatCompletionNamedToolChoiceParam], Field(min_length=1)]
+
+
+class AllowedToolsChoice(TypedDict):
+    """OpenAI's, whose own type has an iterable."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+class StreamOptions(ChatCompletionStreamOptionsParam, total=False):
+    continuous_usage_stats: Annotated[Literal[False] | None, _neutral(False)]  # noqa: FBT003 - a value
 
 
 class StructuredOutputs(TypedDict, total=False):
@@ -102,8 +106,12 @@ class _Request(BaseModel):
         dict[Annotated[str, StringConstraints(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None
     ) = None
     stream: bool | None = None
-    stream_options: ChatCompletionStreamOptionsParam | None = None
+    stream_options: StreamOptions | None = None
     user: str | None = None
+    # vLLM's.
+    top_k: Annotated[int | None, Field(ge=-1, le=2**31 - 1, description="0 or -1 for all.")] = None
+    min_p: Annotated[float | None, Field(ge=0.0, le=1.0)] = None
+    repetition_penalty: Annotated[float | None, Field(gt=0.0, le=1000.0)] = None
     ignore_eos: Annotated[bool, Field(description="Go on to max_tokens whatever the model says.")] = False
     chancellor: ChancellorOptions = ChancellorOptions()
 
@@ -137,7 +145,9 @@ class ChatCompletionRequest(_Request):
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     tools: list[ChatCompletionFunctionToolParam] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ChatCompletionNamedToolChoiceParam | None = None
+    tool_choice: (
+        Literal["none", "auto", "required"] | ChatCompletionNamedToolChoiceParam | AllowedToolsChoice | None
+    ) = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: Annotated[
@@ -148,7 +158,19 @@ class ChatCompletionRequest(_Request):
     store: bool | None = None
     service_tier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
+    prediction: dict[str, Any] | None = None
     safety_identifier: str | None = None
+    # What is not done.
+    modalities: Annotated[list[Literal["text"]] | None, _neutral(["text"])] = None
+    reasoning_effort: Annotated[Literal["medium"] | None, _neutral("medium")] = None
+    verbosity: Annotated[Literal["medium"] | None, _neutral("medium")] = None
+    audio: Annotated[None, _neutral()] = None
+    moderation: Annotated[None, _neutral()] = None
+    web_search_options: Annotated[None, _neutral()] = None
+    functions: Annotated[Annotated[list[Any], Field(max_length=0)] | None, _neutral([])] = None
+    function_call: Annotated[Literal["none", "auto"] | None, _neutral("none", "auto")] = None
 
     @model_validator(mode="after")
     def _complete(self) -> Any:
@@ -167,7 +189,7 @@ class CompletionRequest(_Request):
     logprobs: Annotated[int | None, Field(ge=0, le=5)] = None
     echo: bool | None = None
     best_of: int | None = None
-    suffix: None = None
+    suffix: Annotated[Literal[""] | None, _neutral("")] = None
 
     @model_validator(mode="after")
     def _complete(self) -> Any:

@@ -46,7 +46,7 @@ class Report(BaseModel):
     error: str | None = None
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:  # not async, it would be called in a thread
     service: Service = request.app.state.chancellor
     return service
 
@@ -60,6 +60,7 @@ _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     413: {"model": ErrorBody, "description": "The request is too large."},
     429: {"model": ErrorBody, "description": "Too much is under way; Retry-After says when to come again."},
     500: {"model": ErrorBody, "description": "The server failed."},
+    502: {"model": ErrorBody, "description": "The server that runs the model failed."},
     503: {"model": ErrorBody, "description": "No engine can answer."},
     504: {"model": ErrorBody, "description": "The answer took too long."},
     "4XX": {"model": ErrorBody, "description": "The request cannot be answered."},

@@ -1,8 +1,9 @@
 """`chancellor serve`: uvicorn around the application, from the first log line to the last request."""
 
 import asyncio
-import logging
+import resource
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -10,22 +11,24 @@ from types import FrameType
 from typing import IO, Final
 
 import uvicorn
-from sse_starlette.sse import AppStatus
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from chancellor.catalog import Catalog
 from chancellor.engines import EnginePool, default_pool
 from chancellor.errors import InvalidInputError
 from chancellor.server.app import create_app
-from chancellor.server.logs import json_lines
+from chancellor.server.logs import logging_json
 from chancellor.server.options import ServeOptions
+from chancellor.server.protocol import protocol_of
 from chancellor.server.readiness import Readiness
 
 __all__ = ["serve"]
 
 _BACKLOG: Final = 2048
-_LARGEST_HEAD: Final = 64 * 1024
-_LOGGERS = ("chancellor", "uvicorn.error")
+_LOOK_S: Final = 0.1
+_PATIENCE_S: Final = 3.0
+"""How long an engine that is starting may take to notice that it need not."""
+_OTHER_FILES: Final = 256
+"""Files that are open beside connections: engines, libraries, logs."""
 
 
 def serve(
@@ -39,6 +42,8 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT; then take nothing more, finish what is under way, and close the engines.
 
+    An engine whose start can neither be interrupted nor is over after a few seconds is left behind: see `starts_left`.
+
     Args:
         catalog: the models, or the path of a catalog file; None finds one as the command line does.
         options: limits, keys, and the rest.
@@ -51,24 +56,27 @@ def serve(
         InvalidInputError: the address cannot be had.
         ChancellorError: an engine that was to start did not.
     """
-    pool = pool if pool is not None else default_pool()
-    handler = json_lines(log)
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.addFilter(_told)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
+    with logging_json(log):
+        _serve(catalog, options, on_listening, on_ready, pool if pool is not None else default_pool())
+
+
+def _serve(
+    catalog: Catalog | str | Path | None,
+    options: ServeOptions,
+    on_listening: Callable[[str], None],
+    on_ready: Callable[[Readiness], None],
+    pool: EnginePool,
+) -> None:
+    options = options.model_copy(update={"max_connections": _connections(options.max_connections)})
     app = create_app(catalog, options, pool=pool)
     readiness: Readiness = app.state.chancellor.readiness
     listening = _listen(options)
-    # Streams would be cut off at the signal; here they have as long as all the others.
-    AppStatus.enable_automatic_graceful_drain = False
     server = _Server(
         uvicorn.Config(
             app,
             loop="uvloop",
-            http=_Protocol,
+            http=protocol_of(options, readiness),
+            ws="none",
             log_config=None,
             access_log=False,
             server_header=False,
@@ -76,7 +84,7 @@ def serve(
             timeout_keep_alive=30,
         )
     )
-    server.readiness = readiness
+    server.readiness, server.delay_s = readiness, options.drain_delay_s
 
     def ended() -> None:
         if readiness.error is not None:
@@ -91,10 +99,7 @@ def serve(
             server.run(sockets=[listening])
     finally:
         listening.close()
-        pool.close()
-        for logger in loggers:
-            logger.removeHandler(handler)
-            logger.removeFilter(_told)
+        pool.close(patience_s=_PATIENCE_S)
     if readiness.error is not None:
         raise readiness.error
 
@@ -103,6 +108,15 @@ class _Server(uvicorn.Server):
     """Says that it drains as soon as it does: balancers that ask then send no more."""
 
     readiness: Readiness
+    delay_s: float
+
+    async def main_loop(self) -> None:
+        await super().main_loop()
+        self.readiness.draining = True
+        if self.readiness.error is None:  # else it has not been ready, and nobody sends anything
+            until = time.monotonic() + self.delay_s
+            while time.monotonic() < until and not self.force_exit:  # noqa: ASYNC110 - set by a signal's handler
+                await asyncio.sleep(_LOOK_S)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.should_exit  # the second signal, whichever it is, waits for nothing
@@ -115,32 +129,15 @@ class _Server(uvicorn.Server):
             await self.lifespan.shutdown()
 
 
-class _Protocol(HttpToolsProtocol):
-    """Takes no head that is too large; uvicorn's own takes any."""
-
-    _head: int | None = None
-    """Bytes of the head that is coming in, but for its first piece; None elsewhere."""
-
-    def on_message_begin(self) -> None:
-        self._head = 0
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        self._head = None
-        super().on_headers_complete()
-
-    def data_received(self, data: bytes) -> None:
-        before = self._head
-        super().data_received(data)
-        if before is not None and self._head is not None:
-            self._head = before + len(data)
-            if self._head > _LARGEST_HEAD and not self.transport.is_closing():
-                self.send_400_response("The head of the request is too large.")
-
-
-def _told(record: logging.LogRecord) -> bool:
-    """Leave out that requests were cancelled when the time to drain was over: their own lines say so."""
-    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+def _connections(most: int) -> int:
+    """Let the process have the files for so many connections; return how many those that it gets are enough for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = most + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < files:
+        soft = files if hard == resource.RLIM_INFINITY else min(files, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return max(1, soft - _OTHER_FILES)
+    return most
 
 
 def _listen(options: ServeOptions) -> socket.socket:

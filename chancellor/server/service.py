@@ -2,20 +2,21 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from typing import Any
 
-from sse_starlette import EventSourceResponse
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from chancellor.catalog import Catalog
 from chancellor.chat.messages import message_of
-from chancellor.engines import Delta, EnginePool
+from chancellor.engines import Delta, EnginePool, GenerationRequest
 from chancellor.errors import ChancellorError, GenerationTimeoutError
 from chancellor.nodes import metrics_node
 from chancellor.server.choice import CHANCELLOR, Choice, Chooser
 from chancellor.server.errors import Refusal, refusal_of
+from chancellor.server.event_stream import EventStream
 from chancellor.server.exchange import ClientGoneError, gathered, streamed, unless_gone
 from chancellor.server.forms import DONE, Form, event, usage_of
 from chancellor.server.logs import CLIENT_GONE
@@ -59,7 +60,7 @@ class Service:
 
     async def _respond(self, asked: Asked, form: Form, notes: dict[str, Any]) -> Response:
         requests = form.requests(self.options)
-        choice = await self._choose(asked, form)
+        choice = await self._choose(asked, form, requests[0])
         notes |= {"model": choice.spec.name, "stream": bool(asked.stream), "choices": len(requests)}
         if not asked.stream:
             answers = await gathered(self.pool, choice, requests)
@@ -67,27 +68,33 @@ class Service:
             form.answered_by(lasts[0].model or choice.spec.name)
             body = form.whole(answers).model_dump(mode="json", exclude_unset=True)
             if asked.chancellor.decision:
-                body["chancellor"] = await _explained(choice, lasts[0])
+                body["chancellor"] = await _explained(choice, lasts)
             self._note(notes, form, lasts, answers)
             return JSONResponse(body, headers=choice.headers(self.catalog.get(form.model)))
         stream = streamed(self.pool, choice, requests)
+        first = asyncio.ensure_future(anext(stream))
         try:
-            first = await anext(stream)  # until here, an error has a status of its own
+            # Until something is sent, an error has a status of its own. Proxies do not wait for ever.
+            await asyncio.wait({first}, timeout=self.options.ping_s)
+            if first.done():
+                form.answered_by(first.result()[1].model or choice.spec.name)
         except BaseException:
+            first.cancel()
+            await asyncio.wait({first})
             await stream.aclose()
             raise
-        form.answered_by(first[1].model or choice.spec.name)
-        return EventSourceResponse(
+        return EventStream(
             self._events(asked, form, choice, first, stream, notes),
             headers=choice.headers(self.catalog.get(form.model)),
-            ping=self.options.ping_s,
-            send_timeout=self.options.timeout_s,  # for a caller who has stopped reading
-            sep="\n",
+            ping_s=self.options.ping_s,
+            stalled_s=self.options.timeout_s,
         )
 
-    async def _choose(self, asked: Asked, form: Form) -> Choice:
+    async def _choose(self, asked: Asked, form: Form, one: GenerationRequest) -> Choice:
         if asked.model == CHANCELLOR:
-            return await self.chooser.choose(form.routed(), asked.chancellor.policy)
+            return await self.chooser.choose(
+                form.routed(), asked.chancellor.policy, max_tokens=one.max_tokens, tools=one.tools or ()
+            )
         return self.chooser.named(asked.model)
 
     async def _events(
@@ -95,15 +102,17 @@ class Service:
         asked: Asked,
         form: Form,
         choice: Choice,
-        first: tuple[int, Delta],
+        first: "asyncio.Future[tuple[int, Delta]]",
         stream: Stream,
         notes: dict[str, Any],
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         begun: set[int] = set()
         lasts: dict[int, Delta] = {}
         kept: dict[int, list[Delta]] = {}
         try:
-            item: tuple[int, Delta] | None = first
+            index, delta = await first
+            form.answered_by(delta.model or choice.spec.name)
+            item: tuple[int, Delta] | None = (index, delta)
             while item is not None:
                 index, delta = item
                 made = form.piece(index, delta)
@@ -118,7 +127,7 @@ class Service:
                     yield made
                 item = await anext(stream, None)
             ordered = [lasts[index] for index in sorted(lasts)]
-            more = {"chancellor": await _explained(choice, ordered[0])} if asked.chancellor.decision else None
+            more = {"chancellor": await _explained(choice, ordered)} if asked.chancellor.decision else None
             if asked.usage_wanted or more is not None:
                 yield form.ending(usage_of(ordered, form.prompts) if asked.usage_wanted else None, more)
             self._note(notes, form, ordered, [kept.get(index, []) for index in sorted(lasts)])
@@ -129,6 +138,8 @@ class Service:
         except ChancellorError as error:
             refusal = refusal_of(error)
             notes["error"] = type(error).__name__
+            if refusal.status >= 500:
+                logger.warning("%s: %s", type(error).__name__, error)
             yield event(refusal.body())
         except Exception as error:
             logger.exception("A stream failed")
@@ -143,14 +154,16 @@ class Service:
         usage = usage_of(lasts, form.prompts)
         notes |= {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens}
         notes |= {"model": form.model, "finish_reasons": [last.finish_reason for last in lasts]}
-        if lasts[0].fallbacks:
-            notes["fallbacks"] = [step["step"] for step in lasts[0].fallbacks]
+        if steps := [step["step"] for last in lasts for step in last.fallbacks]:
+            notes["fallbacks"] = steps
         if self.options.log_prompts:
             notes["prompt"] = form.asked_text()
             notes["answers"] = ["".join(delta.text for delta in deltas) for deltas in answers]
 
 
-async def _explained(choice: Choice, last: Delta) -> dict[str, Any]:
+async def _explained(choice: Choice, lasts: Sequence[Delta]) -> dict[str, Any]:
+    """Return how the model was chosen, and the metrics of all choices together."""
+    last = lasts[0] if len(lasts) == 1 else _together(lasts)
     noted = {
         "engine": last.engine,
         "quantization": last.quantization,
@@ -160,3 +173,14 @@ async def _explained(choice: Choice, last: Delta) -> dict[str, Any]:
     }
     recorded = await _record.ainvoke({"messages": [message_of([last], noted)]})
     return {"complexity": choice.complexity, "decision": choice.decision, **recorded}
+
+
+def _together(lasts: Sequence[Delta]) -> Delta:
+    firsts = [one.time_to_first_token_s for one in lasts if one.time_to_first_token_s is not None]
+    return replace(
+        lasts[0],
+        output_tokens=sum(one.output_tokens or 0 for one in lasts),
+        inference_time_s=max(one.inference_time_s or 0.0 for one in lasts),
+        time_to_first_token_s=min(firsts, default=None),
+        fallbacks=tuple(step for one in lasts for step in one.fallbacks),
+    )

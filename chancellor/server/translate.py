@@ -19,13 +19,12 @@ def chat_requests(asked: ChatCompletionRequest, options: ServeOptions) -> list[G
         InvalidInputError: something in it cannot be done.
         UnknownChoiceError: the tool choice is none of the tools.
     """
-    tools = tools_of([dict(tool) for tool in asked.tools or ()])
-    check_names(tools)
+    tools, choice = _tools(asked)
     shared: dict[str, Any] = {
         "messages": conversation(asked.messages),
         "logprobs": (asked.top_logprobs or 0) if asked.logprobs else None,
         "tools": tuple(tools),
-        "tool_choice": choice_of(asked.tool_choice, tools),
+        "tool_choice": choice,
         "parallel_tool_calls": bool(asked.parallel_tool_calls),
         "guide": guide_of(asked.response_format, asked.structured_outputs),
     }
@@ -44,6 +43,16 @@ def completion_requests(asked: CompletionRequest, options: ServeOptions) -> list
     return [GenerationRequest(prompt=prompt, logprobs=asked.logprobs, **one) for prompt in prompts for one in answers]
 
 
+def _tools(asked: ChatCompletionRequest) -> tuple[list[dict[str, Any]], str]:
+    tools, choice = tools_of([dict(tool) for tool in asked.tools or ()]), asked.tool_choice
+    check_names(tools)
+    if isinstance(choice, dict) and choice["type"] == "allowed_tools":
+        allowed = choice["allowed_tools"]
+        names = {choice_of(one, tools) for one in allowed["tools"]}
+        return [tool for tool in tools if tool["function"]["name"] in names], allowed["mode"]
+    return tools, choice_of(choice, tools)
+
+
 def _answers(
     asked: ChatCompletionRequest | CompletionRequest, tokens: int | None, options: ServeOptions, prompts: int
 ) -> list[dict[str, Any]]:
@@ -60,6 +69,9 @@ def _answers(
     given = {
         "temperature": asked.temperature,
         "top_p": asked.top_p,
+        "top_k": asked.top_k and max(0, asked.top_k),
+        "min_p": asked.min_p,
+        "repetition_penalty": asked.repetition_penalty,
         "presence_penalty": asked.presence_penalty,
         "frequency_penalty": asked.frequency_penalty,
     }
@@ -93,6 +105,8 @@ def conversation(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     role, content = message["role"], message.get("content")
+    if content is None:
+        content = message.get("refusal")
     made: dict[str, Any] = {"role": "system" if role == "developer" else role}
     if content is not None and not isinstance(content, str):
         content = "\n".join(_text(role, part) for part in content)
@@ -106,6 +120,8 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("name", "tool_call_id"):
         if message.get(name) is not None:
             made[name] = message[name]
+    if thoughts := message.get("reasoning_content") or message.get("reasoning"):
+        made["reasoning_content"] = thoughts  # as vLLM's server: the chat template says which of them the model sees
     return made
 
 

@@ -10,6 +10,7 @@ from chancellor.nodes import generation_node
 from tests.unit.test_graph import Graph
 
 INT8, INT8WO, PLAIN = "smollm2-135m-int8", "smollm2-135m-int8wo", "smollm2-135m"
+TRANSFORMERS = "smollm2-135m-transformers"
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +29,14 @@ def catalog() -> Catalog:
         engine = spec.engine.model_copy(update={"dtype": "float32", "vllm": options})
         models.append(spec.model_copy(update={"engine": engine}))
     return Catalog(models)
+
+
+@pytest.fixture(scope="session")
+def transformers_catalog(catalog: Catalog) -> Catalog:
+    """The unquantised model alone, in plain transformers; the graph's models stay as they are."""
+    spec = catalog[PLAIN]
+    engine = spec.engine.model_copy(update={"kind": "transformers", "vllm": {}})
+    return Catalog([spec.model_copy(update={"name": TRANSFORMERS, "engine": engine})])
 
 
 @pytest.fixture(scope="session")

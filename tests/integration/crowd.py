@@ -1,27 +1,36 @@
 """Many callers of a server at once."""
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
 
 
+class GoneError(Exception):
+    """The caller has hung up."""
+
+
 class Crowd:
-    """Callers all at once, of whom a third gives up.
+    """Callers all at once. A third of them hangs up: three quarters of these before the first token, the others in the
+    middle of a stream.
 
     Args:
         url: of the server.
         number: how many.
         body: what each of them asks, but for the question.
+        patient: nobody hangs up.
     """
 
-    def __init__(self, url: str, number: int, body: dict[str, Any]) -> None:
-        self._url, self._number, self._body = url, number, body
-        self._random = random.Random(7)
+    def __init__(self, url: str, number: int, body: dict[str, Any], *, patient: bool = False) -> None:
+        self._url, self._number, self._body, self._patient = url, number, body, patient
         self.outcomes: list[str] = []
         self.statuses: set[int] = set()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many were answered, refused, and have gone; what is not as it should be, in words."""
+        return {outcome: self.outcomes.count(outcome) for outcome in set(self.outcomes)}
 
     async def come(self) -> None:
         limits = httpx.Limits(max_connections=None)
@@ -29,28 +38,45 @@ class Crowd:
             self.outcomes = await asyncio.gather(*(self._one(client, number) for number in range(self._number)))
 
     async def _one(self, client: httpx.AsyncClient, number: int) -> str:
-        stream = number % 2 == 0
+        stream, leaves = number % 2 == 0, number % 3 == 0 and not self._patient
+        early = leaves and number % 12 != 6
         body = {**self._body, "max_tokens": 12, "ignore_eos": True, "stream": stream}
         body["messages"] = [{"role": "user", "content": f"Say something about the number {number}."}]
-        task = asyncio.create_task(self._streamed(client, body) if stream else self._plain(client, body))
-        if number % 3 == 0:
-            await asyncio.wait({task}, timeout=self._random.uniform(0, 8))
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task})
-                return "gone"
-        return await task
 
-    async def _plain(self, client: httpx.AsyncClient, body: dict[str, Any]) -> str:
-        answer = await client.post("/v1/chat/completions", json=body)
+        async def trace(event: str, _: Any) -> None:
+            if early and event.endswith("send_request_body.complete"):
+                raise GoneError
+
+        asked = client.build_request("POST", "/v1/chat/completions", json=body, extensions={"trace": trace})
+        try:
+            if stream:
+                return await self._streamed(client, asked, leaves=leaves)
+            return self._seen(await client.send(asked))
+        except GoneError:
+            return "gone"
+
+    def _seen(self, answer: httpx.Response) -> str:
         self.statuses.add(answer.status_code)
+        if answer.status_code == 429 and int(answer.headers.get("retry-after", 0)) > 0:
+            return "refused"
         whole = answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] == 12
         return "answered" if whole else f"{answer.status_code}: {answer.text[:200]}"
 
-    async def _streamed(self, client: httpx.AsyncClient, body: dict[str, Any]) -> str:
-        async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
-            self.statuses.add(answer.status_code)
-            lines = [line async for line in answer.aiter_lines() if line.startswith("data: ")]
+    async def _streamed(self, client: httpx.AsyncClient, asked: httpx.Request, *, leaves: bool) -> str:
+        answer = await client.send(asked, stream=True)
+        try:
+            if answer.status_code != 200:
+                await answer.aread()
+                return self._seen(answer)
+            self.statuses.add(200)
+            lines = []
+            async for line in answer.aiter_lines():
+                if line.startswith("data: "):
+                    lines.append(line)
+                    if leaves:
+                        raise GoneError
+        finally:
+            await answer.aclose()
         whole = lines[-1] == "data: [DONE]" and '"finish_reason":"length"' in lines[-2].replace(": ", ":")
         return "answered" if whole else f"{answer.status_code}: {lines[-2:]}"
 

@@ -97,7 +97,7 @@ class Cluster:
 
     def running(self) -> dict[str, float]:
         """Return how many requests each replica has under way, as the endpoint's metrics say."""
-        found = self.samples()
+        found = [one for one in self.samples() if "replica" in one.labels]
         under_way = {
             one.labels["replica"]: one.value for one in found if one.name == "chancellor_http_requests_running"
         }

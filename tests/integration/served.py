@@ -65,7 +65,7 @@ class Served:
             found.extend(match[1] for line in self.lines if (match := _URL.search(line)))
             return bool(found) or self.process.poll() is not None
 
-        wait_until(said, 60)
+        wait_until(said, 180)  # a busy machine imports slowly
         assert found, self.errors()
         return found[0]
 

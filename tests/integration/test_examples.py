@@ -19,6 +19,8 @@ from chancellor.engines.hardware import default_dtype
 from chancellor.engines.vllm_args import process_environment
 from chancellor.quantization.prepare import prepare
 from tests.integration.conftest import INT8, PLAIN
+from tests.integration.studio import Studio
+from tests.integration.test_processes import write_catalog
 
 pytestmark = pytest.mark.engine
 
@@ -67,6 +69,12 @@ def test_embed(run: Run) -> None:
     assert lines[0] == "Dear Ada,"
     assert "France" in lines[2]
     assert lines[-2:] == ["Your help desk", f"({INT8}: low complexity: the light model)"]
+
+
+def test_single_node(run: Run) -> None:
+    easy, hard = run()
+    assert easy == "When do you open? -> for now (low complexity: the light model)"
+    assert hard.endswith("-> for the night (high complexity: the strong model)")
 
 
 def test_swap_analyzer(run: Run) -> None:
@@ -140,7 +148,29 @@ def test_remote(run: Run, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_BASE_URL", server)
     lines = "\n".join(run())
     assert re.match(rf"What is 2\+2\? -> {INT8} \(vllm\)\n.*\w", lines)
-    assert re.search(r"sky looks blue\. -> on the server \(openai-chat\)\n.*\w", lines)
+    assert re.search(r"sky looks blue\. -> on the server \(openai\)\n.*\w", lines)
+
+
+def test_studio(run: Run, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LANGGRAPH_URL", str(studio.client.http.client.base_url))
+    lines = run()
+    starting = [line for line in lines if line.startswith("tiny: ")]
+    assert starting[-1].startswith("tiny: ready")
+    nodes = [line for line in lines if re.fullmatch(r"\[\w+\]", line)]
+    assert nodes == ["[analyze_complexity]", "[select_model]", "[generate]", "[record_metrics]"]
+    assert re.fullmatch(r"\(tiny, [1-9]\d* tokens\)", lines[-1])
+    assert [one["name"] for one in studio.client.assistants.search()] == ["chancellor"]  # it tidies up
+
+
+@pytest.fixture
+def studio(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    catalog = write_catalog(tmp_path_factory.mktemp("catalog"), tiny_model)
+    server = Studio(tmp_path_factory.mktemp("studio"), catalog)
+    try:
+        yield server
+        server.check()
+    finally:
+        server.close()
 
 
 @pytest.fixture

@@ -59,6 +59,60 @@ def test_thirty_two_requests_outlive_their_engine(model: Path, kind: str) -> Non
     assert found["next"]
 
 
+def test_a_start_that_hangs_is_ended_and_holds_nobody_up(model: Path) -> None:
+    found = run(
+        """
+        def stop():
+            while not (started := engines()):
+                time.sleep(0.05)
+            started[0].suspend()
+
+        threading.Thread(target=stop).start()
+        deltas = list(pool.generate(model, request(max_tokens=5), Ladder(FallbackOptions())))
+        found["engine"], found["steps"] = deltas[-1].engine, deltas[-1].fallbacks
+        deltas = list(pool.generate(model, request(max_tokens=5)))
+        found["next"] = deltas[-1].engine
+        """,
+        model,
+    )
+    (step,) = found["steps"]
+    assert (step["step"], step["cause"], found["engine"]) == ("transformers", "engine", "transformers")
+    assert "its process is stopped" in step["reason"]
+    assert found["next"] == "vllm"
+
+
+def test_an_engine_that_runs_out_of_memory_twice(tmp_path: Path) -> None:
+    wide = make_model(tmp_path / "wide", hidden=1024, heads=8, kv_heads=4, context=4096)
+    found = run(
+        """
+        async def one(number):
+            asked = request("word " * 150 + str(number), max_tokens=20)
+            return [delta async for delta in pool.agenerate(model, asked, Ladder(FallbackOptions()))]
+
+        async def many():
+            return await asyncio.gather(*(one(number) for number in range(32)))
+
+        def tighten():
+            for process in map(psutil.Process, asyncio.run(pool.aengine(model)).process_ids()):
+                size = process.memory_info().vms + 2**25  # enough for one question, not for a batch
+                process.rlimit(psutil.RLIMIT_AS, (size, size))
+
+        for _ in range(2):
+            pool.start(model)
+            tighten()
+            answers = asyncio.run(many())
+            found.setdefault("steps", []).append(sorted({
+                (step["step"], step["cause"]) for deltas in answers for step in deltas[-1].fallbacks
+            }))
+            found.setdefault("tokens", []).append(sorted({deltas[-1].output_tokens for deltas in answers}))
+            found["reason"] = answers[0][-1].fallbacks[0]["reason"]
+        """,
+        wide,
+    )
+    assert found["tokens"] == [[20], [20]]
+    assert found["steps"] == [[["restart", "memory"]], [["shorter_context", "memory"]]], found
+
+
 def test_a_stream_goes_on_in_the_middle_of_a_guide_and_of_a_stop_text(model: Path) -> None:
     found = run(
         """
@@ -118,6 +172,7 @@ def test_two_models_that_fit_only_one_at_a_time(model: Path, tmp_path: Path) -> 
     other = shutil.copytree(model, tmp_path / "other")
     found = run(
         f"""
+        from chancellor.engines.pool import engine_of
         from chancellor.engines.room import Room
         from chancellor.memory import Device, devices
 
@@ -126,7 +181,13 @@ def test_two_models_that_fit_only_one_at_a_time(model: Path, tmp_path: Path) -> 
                 self._read = lambda: [Device(one.name, one.total, one.free, int(need.total * 1.5)) for one in devices()]
                 return super().fit(need, taken)
 
-        pool = EnginePool(room=Narrow())
+        starts = []
+
+        def counted(entry):
+            starts.append(entry.name)
+            return engine_of(entry)
+
+        pool = EnginePool(counted, room=Narrow())
         second = spec("other", {str(other)!r})
         peak = 0
 
@@ -151,9 +212,7 @@ def test_two_models_that_fit_only_one_at_a_time(model: Path, tmp_path: Path) -> 
                 return deltas[-1].model
             return await asyncio.gather(*(one(number) for number in range(40)))
 
-        starts = []
-        factory = pool._factory
-        pool._residents._factory = lambda entry: (starts.append(entry.name), factory(entry))[1]
+        starts.clear()
         found["at_once"] = asyncio.run(forty())
         found["starts"] = starts
         """,
@@ -190,9 +249,10 @@ def test_a_model_that_does_not_fit_is_served_with_a_shorter_context(model: Path)
         """,
         model,
     )
-    (step,) = found["steps"]
-    assert (step["step"], step["cause"]) == ("shorter_context", "memory")
-    assert "2,048 tokens" in step["to"]
+    shorter, smaller = found["steps"]
+    assert (shorter["step"], shorter["cause"]) == ("shorter_context", "memory")
+    assert "2,048 tokens" in shorter["to"]
+    assert smaller["step"] == "smaller_cache"  # far from the 1 GiB that it wants
 
 
 def test_three_hundred_callers_of_whom_a_third_gives_up_and_deadlines(model: Path) -> None:

@@ -93,6 +93,19 @@ def test_penalties_change_what_is_said_again(ask: Any) -> None:
     assert tokens(ask(prompt=(TOKEN,) * 20, logit_bias=biases, frequency_penalty=0.01))[:10] == [TOKEN] * 10
 
 
+def test_a_repetition_penalty_counts_the_prompt(ask: Any) -> None:
+    asked: dict[str, Any] = {"logit_bias": ((TOKEN, 60.0), (TOKEN + 1, 59.0)), "repetition_penalty": 1.1}
+    assert tokens(ask(**asked))[:4] == [TOKEN, TOKEN + 1, TOKEN, TOKEN]
+    assert tokens(ask(**asked, prompt=(TOKEN,) * 5))[:3] == [TOKEN + 1, TOKEN, TOKEN]
+
+
+def test_top_k_and_min_p_leave_only_the_likeliest(ask: Any) -> None:
+    greedy = tokens(ask())
+    for few in ({"top_k": 1}, {"min_p": 1.0}):
+        assert tokens(ask(temperature=2.0, **few)) == greedy
+    assert tokens(ask(temperature=2.0, seed=1)) != greedy
+
+
 def test_a_batch_of_different_ones(ask: Any) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
@@ -101,9 +114,11 @@ def test_a_batch_of_different_ones(ask: Any) -> None:
         {},
         {"prompt": (5, 6, 7), "max_tokens": 7},
         {"logit_bias": ((TOKEN, 60.0), (TOKEN + 1, 59.0)), "frequency_penalty": 2.0},
+        {"logit_bias": ((TOKEN, 60.0), (TOKEN + 1, 59.0)), "repetition_penalty": 1.1, "prompt": (TOKEN,) * 5},
+        {"temperature": 2.0, "top_k": 1},
     ]
     alone = [tokens(ask(**one)) for one in fields]
-    with ThreadPoolExecutor(4) as threads:
+    with ThreadPoolExecutor(len(fields)) as threads:
         together = [tokens(deltas) for deltas in threads.map(lambda one: ask(**one), fields)]
     assert together == alone
 

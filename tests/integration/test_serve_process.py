@@ -1,5 +1,6 @@
 """`chancellor serve` where vLLM cannot be imported: transformers answer. And how such a server ends."""
 
+import asyncio
 import json
 import os
 import signal
@@ -10,7 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.integration.crowd import Crowd
 from tests.integration.served import Served, wait_until
+from tests.integration.test_serve import CITY, TOOL
 from tests.tiny import make_model
 from tests.unit.test_cli import catalog, fails, run
 
@@ -22,6 +25,7 @@ ASKED: dict[str, Any] = {
     "max_tokens": 8,
     "ignore_eos": True,
 }
+PLACE = {"type": "object", "properties": {"city": CITY}, "required": ["city"], "additionalProperties": False}
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +97,27 @@ def test_what_else_transformers_do(server: Served) -> None:
     models = httpx.get(f"{server.url}/v1/models").json()["data"]
     assert [one["id"] for one in models] == ["chancellor", "tiny"]
     assert server.metric("chancellor_requests_total")
+
+
+def test_tools_and_schemas(server: Served) -> None:
+    asked = {**ASKED, "model": "tiny", "ignore_eos": False, "max_tokens": 200}
+    message = post(server, **asked, tools=[TOOL], tool_choice="required").json()["choices"][0]["message"]
+    (call,) = message["tool_calls"]
+    assert call["function"]["name"] == "weather"
+    assert json.loads(call["function"]["arguments"])["city"] in CITY["enum"]
+    form = {"type": "json_schema", "json_schema": {"name": "place", "strict": True, "schema": PLACE}}
+    content = post(server, **asked, response_format=form).json()["choices"][0]["message"]["content"]
+    assert json.loads(content)["city"] in CITY["enum"]
+
+
+def test_more_callers_than_it_takes_hear_when_to_come_again(arguments: list[str], environment: dict[str, str]) -> None:
+    with Served(*arguments, "--max-requests", "8", **environment) as server:
+        crowd = Crowd(server.ready().url, 60, {"model": "tiny", "temperature": 0}, patient=True)
+        asyncio.run(crowd.come())
+        assert crowd.statuses == {200, 429}
+        assert set(crowd.counts) == {"answered", "refused"}, crowd.counts
+        assert crowd.counts["answered"] >= 8
+        assert post(server, **ASKED).status_code == 200
 
 
 def test_a_second_signal_ends_it_at_once(server: Served) -> None:

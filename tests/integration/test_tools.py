@@ -1,8 +1,9 @@
-"""Tools, structured output and log probabilities with a real engine: a model of 135 million parameters in vLLM."""
+"""Tools, structured output and log probabilities with real engines: a model of 135 million parameters."""
 
 import asyncio
 import json
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -12,8 +13,8 @@ from langchain_core.tools import tool
 from pydantic import BaseModel, Field
 
 from chancellor import Catalog, ChatVLLM, TrinityMiddleware, errors
-from chancellor.engines import EnginePool
-from tests.integration.conftest import INT8
+from chancellor.engines import EnginePool, GenerationRequest, Guide
+from tests.integration.conftest import INT8, TRANSFORMERS
 
 pytestmark = pytest.mark.engine
 
@@ -54,6 +55,15 @@ def model(catalog: Catalog, pool: EnginePool) -> ChatVLLM:
     return ChatVLLM(model=INT8, catalog=catalog, pool=pool, temperature=0, max_tokens=200)
 
 
+@pytest.fixture(params=["vllm", "transformers"])
+def either(request: pytest.FixtureRequest, model: ChatVLLM, pool: EnginePool) -> ChatVLLM:
+    """The model in each kind of engine; unquantised in transformers."""
+    if request.param == "vllm":
+        return model
+    own = request.getfixturevalue("transformers_catalog")
+    return ChatVLLM(model=TRANSFORMERS, catalog=own, pool=pool, temperature=0, max_tokens=200)
+
+
 def asked_before(place: str, number: str) -> list[BaseMessage]:
     return [
         HumanMessage(f"What is the weather in {place}?"),
@@ -81,43 +91,74 @@ def test_the_model_may_call_a_tool(model: ChatVLLM) -> None:
 
 
 @pytest.mark.parametrize("choice", ["any", "add"])
-def test_a_forced_call_is_valid(model: ChatVLLM, choice: str) -> None:
+def test_a_forced_call_is_valid(either: ChatVLLM, choice: str) -> None:
     for question in ("Add 3 and 4", "Who wrote Hamlet?", "aaaa"):
-        (call,) = model.bind_tools([add], tool_choice=choice).invoke(question).tool_calls
+        forced = either.bind_tools([add], tool_choice=choice)
+        answer = forced.invoke(question)
+        (call,) = answer.tool_calls
         assert call["name"] == "add"
         assert {type(value) for value in call["args"].values()} == {int}
         assert set(call["args"]) == {"a", "b"}
+        assert (answer.text, answer.response_metadata["finish_reason"]) == ("", "tool_calls")
+        total: Any = None
+        for chunk in forced.stream(question):
+            total = chunk if total is None else total + chunk
+        assert [(one["name"], one["args"]) for one in total.tool_calls] == [(call["name"], call["args"])]
+
+
+def test_several_forced_calls(either: ChatVLLM) -> None:
+    several = either.bind_tools([add, get_weather], tool_choice="any", parallel_tool_calls=True)
+    calls = several.invoke("Add 3 and 4, and 5 and 6.").tool_calls
+    assert calls
+    wanted = {"add": {"a": int, "b": int}, "get_weather": {"location": str}}
+    for call in calls:
+        assert {name: type(value) for name, value in call["args"].items()} == wanted[call["name"]]
 
 
 @pytest.mark.parametrize("question", ["Tell me about Napoleon.", "aaaaaaaaaa", "Write a very long essay about life."])
 @pytest.mark.parametrize("schema", [Person, Tree])
-def test_structured_output_is_always_valid(model: ChatVLLM, schema: type[BaseModel], question: str) -> None:
-    assert isinstance(model.with_structured_output(schema).invoke(question), schema)
+def test_structured_output_is_always_valid(either: ChatVLLM, schema: type[BaseModel], question: str) -> None:
+    assert isinstance(either.with_structured_output(schema).invoke(question), schema)
 
 
-def test_structured_output_by_a_call_and_raw(model: ChatVLLM) -> None:
-    assert isinstance(model.with_structured_output(Person, method="function_calling").invoke("Napoleon"), Person)
-    found = model.with_structured_output(Person.model_json_schema(), include_raw=True).invoke("Napoleon")
+def test_structured_output_by_a_call_and_raw(either: ChatVLLM) -> None:
+    assert isinstance(either.with_structured_output(Person, method="function_calling").invoke("Napoleon"), Person)
+    found = either.with_structured_output(Person.model_json_schema(), include_raw=True).invoke("Napoleon")
     Person.model_validate(found["parsed"])
     assert found["raw"].usage_metadata["output_tokens"] > 10
     assert found["parsing_error"] is None
 
 
-def test_an_answer_that_cannot_fit_is_an_error(model: ChatVLLM) -> None:
-    short = model.model_copy(update={"max_tokens": 8})
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_an_answer_that_cannot_fit_is_an_error(either: ChatVLLM, method: str) -> None:
+    short = either.model_copy(update={"max_tokens": 8}).with_structured_output(Person, method=method)
     with pytest.raises(OutputParserException, match="max_tokens"):
-        short.with_structured_output(Person).invoke("Napoleon")
+        short.invoke("Napoleon")
+    with pytest.raises(OutputParserException, match="max_tokens"):
+        list(short.stream("Napoleon"))
 
 
-def test_guides(model: ChatVLLM) -> None:
+def test_guides(either: ChatVLLM) -> None:
     question = "Is the sky blue?"
-    assert model.invoke(question, structured_outputs={"choice": ["yes", "no"]}).text in ("yes", "no")
-    assert model.invoke(question, structured_outputs={"regex": "[0-9]{3}"}).text.isdigit()
-    assert isinstance(json.loads(model.invoke(question, response_format={"type": "json_object"}).text), dict)
+    assert either.invoke(question, structured_outputs={"choice": ["yes", "no"]}).text in ("yes", "no")
+    assert either.invoke(question, structured_outputs={"regex": "[0-9]{3}"}).text.isdigit()
+    assert isinstance(json.loads(either.invoke(question, response_format={"type": "json_object"}).text), dict)
     broken = {"title": "t", "type": "object", "properties": {"a": {"$ref": "#/nowhere"}}, "required": ["a"]}
     with pytest.raises(errors.InvalidInputError, match="nowhere"):
-        model.with_structured_output(broken).invoke(question)
-    assert "blue" in model.invoke(question).text.lower()  # the engine goes on
+        either.with_structured_output(broken).invoke(question)
+    assert "blue" in either.invoke(question).text.lower()  # the engine goes on
+
+
+def test_what_nobody_streams_is_one_delta(either: ChatVLLM, pool: EnginePool, catalog: Catalog) -> None:
+    spec = either.catalog[either.model] if either.catalog is not None else catalog[INT8]
+    for more in ({}, {"guide": Guide("json_object")}, {"logprobs": 1}):
+        asked = GenerationRequest([{"role": "user", "content": "What is 2+2?"}], max_tokens=12, temperature=0, **more)
+        (whole,) = pool.generate(spec, asked)
+        assert whole.output_tokens == len(whole.token_ids) > 1
+        streamed = list(pool.generate(spec, replace(asked, stream=True)))
+        assert len(streamed) > 1
+        assert "".join(delta.text for delta in streamed) == whole.text
+        assert tuple(token for delta in streamed for token in delta.token_ids) == whole.token_ids
 
 
 def test_log_probabilities(model: ChatVLLM) -> None:

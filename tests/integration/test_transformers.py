@@ -3,13 +3,15 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
 from chancellor import Catalog, ChatVLLM, EngineOptions, ModelSpec, errors
-from chancellor.engines import EnginePool
+from chancellor.engines import EnginePool, GenerationRequest
 from tests.integration.conftest import PLAIN
+from tests.tiny import TEMPLATE, make_model, make_tokenizer
 
 pytestmark = pytest.mark.engine
 
@@ -96,6 +98,35 @@ def test_a_killed_process_is_an_error_where_nothing_is_tried_again(spec: ModelSp
     with pytest.raises(errors.EngineDiedError):
         list(stream)
     assert model.invoke("hi", max_tokens=2).text is not None
+
+
+def test_the_stop_texts_of_raw_completion_do_not_cut_guided_answers(own_pool: EnginePool, tmp_path: Path) -> None:
+    make_model(tmp_path)
+    make_tokenizer(tmp_path, template=None)
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    engine = EngineOptions(kind="transformers", dtype="float32", max_model_len=512)
+    spec = ModelSpec(name="raw", source=str(tmp_path), trinity=96, engine=engine)
+    model = ChatVLLM(model=spec.name, catalog=Catalog([spec]), pool=own_pool, max_tokens=40, temperature=0)
+    guide = {"regex": r"a###b\n\nc"}
+    assert model.invoke("hi", structured_outputs=guide).text == "a###b\n\nc"
+    assert "".join(chunk.text for chunk in model.stream("hi", structured_outputs=guide)) == "a###b\n\nc"
+    assert model.invoke("hi", structured_outputs=guide, stop=["##"]).text == "a"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_token_that_ends_an_answer_is_never_shown(own_pool: EnginePool, tmp_path: Path, stream: bool) -> None:
+    """Some of vLLM's parsers of calls read special tokens; the last one is none of theirs."""
+    make_model(tmp_path)
+    make_tokenizer(tmp_path, template=TEMPLATE + "{# tools #}")
+    engine = EngineOptions(kind="transformers", dtype="float32", max_model_len=512, tool_parser="internlm")
+    spec = ModelSpec(name=f"calls-{stream}", source=str(tmp_path), trinity=96, engine=engine)
+    add = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    messages = [{"role": "user", "content": "hi"}]
+    asked = GenerationRequest(messages, tools=(add,), logit_bias=((0, 100.0),), temperature=0, stream=stream)
+    deltas = list(own_pool.generate(spec, asked))
+    assert [one for delta in deltas for one in delta.token_ids] == [0]  # <|end|>
+    assert "".join(delta.text for delta in deltas) == ""
+    assert deltas[-1].finish_reason == "stop"
 
 
 def test_a_shape_is_quantised_when_it_is_loaded(own_pool: EnginePool) -> None:

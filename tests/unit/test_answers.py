@@ -58,6 +58,7 @@ def read(text: str, cuts: list[int]) -> tuple[str, dict[int, tuple[Any, str]], s
         (ONE, "", {0: ("add", {"a": 1})}),
         (f"Let me see.\n{ONE}", "Let me see.", {0: ("add", {"a": 1})}),
         (f"{ONE}\n{TWO}", "", {0: ("add", {"a": 1}), 1: ("now", {"b": "x}</"})}),
+        (ONE.replace(": ", " : \n "), "", {0: ("add", {"a": 1})}),
     ],
 )
 def test_calls_are_read_whatever_the_pieces(text: str, shown: str, calls: dict[int, Any]) -> None:
@@ -68,6 +69,7 @@ def test_calls_are_read_whatever_the_pieces(text: str, shown: str, calls: dict[i
         left, found, reason = read(text, cuts)
         assert left == shown
         assert {index: (name, json.loads(arguments)) for index, (name, arguments) in found.items()} == calls
+        assert found == read(text, [])[1]  # white space and all
         assert reason == ("tool_calls" if calls else "stop")
 
 

@@ -1,4 +1,5 @@
 import asyncio
+from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessageChunk, HumanMessage, SystemMessage
@@ -25,6 +26,23 @@ def test_invoke(model: ChatVLLM, fake_engine: type[FakeEngine]) -> None:
     }
     request = fake_engine.requests[-1]
     assert (request.temperature, request.max_tokens, request.stop, request.stream) == (0, 7, ("x",), False)
+
+
+def test_stop_texts(model: ChatVLLM, fake_engine: type[FakeEngine]) -> None:
+    own = model.model_copy(update={"stop": ["own"]})
+    asked: list[tuple[ChatVLLM, Any, tuple[str, ...]]] = [
+        (model, None, ()),
+        (model, "###", ("###",)),  # as OpenAI's servers take it
+        (model, ["a", "b"], ("a", "b")),
+        (own, None, ("own",)),
+        (own, "###", ("###",)),
+        (own, [], ()),
+    ]
+    for one, stop, wanted in asked:
+        one.invoke("hello", stop=stop)
+        assert fake_engine.requests[-1].stop == wanted
+        list(one.bind(stop=stop).stream("hello"))
+        assert fake_engine.requests[-1].stop == wanted
 
 
 def test_stream_adds_up_to_the_same_message(model: ChatVLLM) -> None:

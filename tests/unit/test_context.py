@@ -1,6 +1,9 @@
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from chancellor.context import Context
 from chancellor.errors import InvalidContextError
@@ -27,6 +30,18 @@ def test_a_wrong_field_is_named_and_the_right_ones_listed(wrong: dict[str, objec
     assert "max_tokens" in caught.value.hint
 
 
+@dataclass
+class Carrier:
+    """The form of context that LangGraph's documents show."""
+
+    model: str = "gpt"
+    chancellor: Any = None
+
+
+class Pydantic(BaseModel):
+    chancellor: dict[str, Any]
+
+
 def test_what_langgraph_hands_over() -> None:
     @dataclass
     class Foreign:
@@ -39,6 +54,13 @@ def test_what_langgraph_hands_over() -> None:
     assert Context.of({"model": "openai/gpt-5", "chancellor": {"temperature": 0.1}}) == own
     assert Context.of({"chancellor": own}) is own
     assert Context.of(Foreign()) == Context()
+    assert Context.of(Carrier()) == Context()
+    assert Context.of(Carrier(chancellor={"temperature": 0.1})) == own
+    assert Context.of(Carrier(chancellor=own)) is own
+    assert Context.of(Pydantic(chancellor={"temperature": 0.1})) == own
+    assert Context.of(MappingProxyType({"chancellor": own})) is own
+    with pytest.raises(InvalidContextError, match="temprature"):
+        Context.of(Carrier(chancellor={"temprature": 0}))
 
 
 def test_a_subclass_is_kept() -> None:

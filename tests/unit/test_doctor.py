@@ -39,7 +39,7 @@ from chancellor.doctor import packages as extras_of
 from chancellor.doctor import plugin as plugins
 from chancellor.doctor.finding import collect, error, ok
 from chancellor.gpus import Gpu
-from chancellor.memory import Device, Estimate
+from chancellor.memory import Device, Estimate, Ledger
 from chancellor.quantization.vllm_plugin import PLUGIN
 from chancellor.settings import Settings
 from tests.tiny import make_tokenizer, write_safetensors
@@ -333,7 +333,7 @@ class TestMemory:
     def test_models_that_do_not_fit(self, monkeypatch: pytest.MonkeyPatch) -> None:
         spec = ModelSpec(name="x", source="org/x", trinity=96)
         need = Estimate(("cuda:0", "cuda:1"), 10 * 2**30, 0, 0, 0, 0, 0)
-        monkeypatch.setattr(memory, "estimate", lambda _: need)
+        monkeypatch.setattr(Ledger, "expected", lambda *_: need)
         for devices, status in (
             ([Device("cuda:0", 80 * 2**30, 70 * 2**30, 64 * 2**30)], "error"),  # one of two
             ([Device(f"cuda:{index}", 12 * 2**30, 12 * 2**30, 9 * 2**30) for index in range(2)], "error"),

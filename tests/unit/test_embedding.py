@@ -1,7 +1,7 @@
 """The graph inside of others, and under checkpointers: interrupts, time travel, commands."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
@@ -101,25 +101,42 @@ class Outer(TypedDict, total=False):
     summary: str
 
 
-@pytest.mark.parametrize("context", [Theirs(), {"model": 7}, {"chancellor": {"model": "best"}}, None])
-def test_in_a_parent_with_its_own_state_and_context(builder: StateGraph[Any, Any, Any, Any], context: Any) -> None:
+@dataclass
+class Carrying(Theirs):
+    """One with a part that is ours."""
+
+    chancellor: Any = field(default_factory=lambda: {"model": "best"})
+
+
+CONTEXTS: list[Any] = [
+    (Theirs(), None),
+    ({"model": 7}, None),
+    ({"chancellor": {"model": "best"}}, "best"),
+    (Carrying(), "best"),
+    (Carrying(chancellor=Context(model="best")), "best"),
+]
+
+
+@pytest.mark.parametrize(("context", "model"), [*CONTEXTS, (None, None)])
+def test_in_a_parent_with_its_own_state_and_context(
+    builder: StateGraph[Any, Any, Any, Any], context: Any, model: str | None
+) -> None:
     graph = builder.compile()
 
     def research(state: Outer) -> Outer:
-        found = graph.invoke(ask(state["topic"]), context=Context())
+        found = graph.invoke(ask(state["topic"]))  # with the parent's context, as LangGraph hands it on
         return {"summary": str(found["messages"][-1].text)}
 
     parent: StateGraph[Any, Any, Any, Any] = StateGraph(Outer, context_schema=type(context) if context else None)
     parent.add_node("research", research)
     parent.add_edge(START, "research")
-    assert parent.compile().invoke({"topic": HARD}, context=context)["summary"] == f"strong says: {HARD}"
+    state = parent.compile().invoke({"topic": HARD}, context=context)
+    assert state["summary"] == f"{model or 'strong'} says: {HARD}"
 
 
-@pytest.mark.parametrize(
-    ("context", "model"), [(Theirs(), "light"), ({"model": 7}, "light"), ({"chancellor": {"model": "best"}}, "best")]
-)
+@pytest.mark.parametrize(("context", "model"), CONTEXTS)
 async def test_as_a_subgraph_whose_tokens_stream_through(
-    builder: StateGraph[Any, Any, Any, Any], saver: BaseCheckpointSaver[Any], context: Any, model: str
+    builder: StateGraph[Any, Any, Any, Any], saver: BaseCheckpointSaver[Any], context: Any, model: str | None
 ) -> None:
     from chancellor import State
 
@@ -129,7 +146,7 @@ async def test_as_a_subgraph_whose_tokens_stream_through(
     graph = parent.compile(checkpointer=InMemorySaver())
     stream = graph.astream(ask(EASY), THREAD, context=context, stream_mode="messages", subgraphs=True)
     pieces = [piece[1][0].text async for piece in cast("Any", stream)]
-    assert "".join(map(str, pieces)) == f"{model} says: {EASY}"
+    assert "".join(map(str, pieces)) == f"{model or 'light'} says: {EASY}"
     kept = (await graph.aget_state(THREAD)).values
-    assert kept["decision"]["model"] == model
+    assert kept["decision"]["model"] == (model or "light")
     assert isinstance(kept["messages"][0], HumanMessage)

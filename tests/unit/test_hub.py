@@ -13,7 +13,7 @@ from typing import ClassVar
 import pytest
 
 from chancellor.errors import DownloadError, SourceNotFoundError
-from tests.tiny import write_safetensors
+from tests.tiny import make_model, write_safetensors
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -94,7 +94,9 @@ def hub(tmp_path: Path) -> Iterator[str]:
     thread.join()
 
 
-def fetch(tmp_path: Path, endpoint: str, *arguments: str, offline: bool = False) -> CompletedProcess[str]:
+def fetch(
+    tmp_path: Path, endpoint: str, *arguments: str, offline: bool = False, script: str = FETCH
+) -> CompletedProcess[str]:
     environment = {
         **os.environ,
         "HF_ENDPOINT": endpoint,
@@ -103,7 +105,7 @@ def fetch(tmp_path: Path, endpoint: str, *arguments: str, offline: bool = False)
         "HF_HUB_DISABLE_XET": "1",
     }
     return run(
-        [sys.executable, "-c", FETCH, *arguments],
+        [sys.executable, "-c", script, *arguments],
         env=environment,
         capture_output=True,
         text=True,
@@ -146,3 +148,31 @@ def test_unknown_revision(tmp_path: Path, hub: str) -> None:
     made = fetch(tmp_path, hub, "v9")
     assert made.stdout.startswith(SourceNotFoundError.__name__), made.stdout + made.stderr
     assert "'v9'" in made.stdout
+
+
+BUDGET = """
+import sys
+from pathlib import Path
+from chancellor import ModelSpec, progress
+from chancellor.engines import EnginePool
+from chancellor.engines.room import Room
+from chancellor.memory import Device, Ledger
+from tests.faulty import FaultyEngine, request
+steps = []
+budget = 3 * 2**30
+room = Room(Ledger(Path(sys.argv[1])), lambda: [Device("cpu", budget, budget, budget)])
+pool = EnginePool(FaultyEngine, room=room)
+with progress.listening(steps.append):
+    list(pool.generate(ModelSpec(name="m", source="org/model", trinity=99), request()))
+(resident,) = pool._residents.ready()
+print([step["stage"] for step in steps][-1], any(step["stage"] == "download" for step in steps))
+print(FaultyEngine.starts[0].engine.kv_cache_gib, 2**30 < resident.takes["cpu"] <= budget)
+pool.close()
+"""
+
+
+def test_the_budget_holds_for_the_first_start_of_a_model_from_the_hub(tmp_path: Path, hub: str) -> None:
+    model = make_model(tmp_path / "model")
+    Hub.files = {file.name: file.read_bytes() for file in model.iterdir()}
+    made = fetch(tmp_path, hub, str(tmp_path / "memory.json"), script=BUDGET)
+    assert made.stdout.splitlines() == ["ready True", "1.0 True"], made.stderr

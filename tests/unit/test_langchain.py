@@ -5,7 +5,7 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 from langchain_tests.unit_tests import ChatModelUnitTests
 
-from chancellor import ChatVLLM
+from chancellor import Catalog, ChatVLLM, EngineOptions
 from tests.fakes import catalog
 
 
@@ -39,3 +39,12 @@ class TestUnit(ChatModelUnitTests):
     @property
     def model_override_value(self) -> str:
         return "strong"
+
+
+class TestTransformers(TestUnit):
+    """The same where the models are served by transformers."""
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        models = [spec.model_copy(update={"engine": EngineOptions(kind="transformers")}) for spec in catalog().values()]
+        return {"model": "light", "catalog": Catalog(models)}

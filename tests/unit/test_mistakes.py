@@ -9,7 +9,7 @@ from langchain_core.tools import tool
 from pydantic import ValidationError
 
 from chancellor import Catalog, ChatModels, ChatVLLM, EngineOptions, ModelSpec, create_chancellor, errors
-from chancellor.engines import EnginePool
+from chancellor.engines import EnginePool, remote_server
 from chancellor.nodes import complexity_node, generation_node
 from tests.fakes import FakeEngine, catalog
 
@@ -66,6 +66,9 @@ def test_runs(run: Callable[..., Any], messages: Any, context: Any, kind: type[E
         (lambda m: m.invoke("hi", temperature=9), errors.InvalidInputError, "less than or equal to 2"),
         (lambda m: m.invoke("hi", max_tokens=0), errors.InvalidInputError, "greater than or equal to 1"),
         (lambda m: m.invoke("hi", model="gpt"), errors.UnknownModelError, "light, best"),
+        (lambda m: m.invoke("hi", stop=5), errors.InvalidInputError, "stop is 5: .*valid list"),
+        (lambda m: m.invoke("hi", stop=["a", 5]), errors.InvalidInputError, "valid string"),
+        (lambda m: m.invoke("hi", stop=[""]), errors.InvalidInputError, "at least 1 character"),
         (lambda m: m.invoke([IMAGE]), errors.InvalidInputError, "leave images and files out"),
         (lambda m: m.bind_tools([add], tool_choice="sub"), errors.UnknownChoiceError, "auto, any, none, add"),
         (lambda m: m.bind_tools([], tool_choice="any"), errors.InvalidInputError, "there are no tools"),
@@ -75,7 +78,23 @@ def test_runs(run: Callable[..., Any], messages: Any, context: Any, kind: type[E
         (lambda m: m.with_structured_output(dict, method="xml"), errors.UnknownChoiceError, "json_schema"),
         (lambda m: m.with_structured_output(add, mode="strict"), errors.InvalidInputError, "takes no mode"),
         (lambda m: m.invoke("hi", response_format="json"), errors.InvalidInputError, "json_object"),
+        (lambda m: m.with_structured_output({"type": 5}), errors.InvalidInputError, "no schema of an answer"),
+        (
+            lambda m: m.with_structured_output({"type": ["object", "null"]}, method="function_calling"),
+            errors.InvalidInputError,
+            "cannot be used as a tool",
+        ),
         (lambda m: m.invoke("hi", structured_outputs={"a": 1}), errors.InvalidInputError, "exactly one of"),
+        (lambda m: m.invoke("hi", structured_outputs="json"), errors.InvalidInputError, "exactly one of"),
+        (lambda m: m.invoke("hi", structured_outputs=5), errors.InvalidInputError, "exactly one of"),
+        (lambda m: m.invoke("hi", structured_outputs={"json": "{"}), errors.InvalidInputError, "no JSON schema"),
+        (lambda m: m.invoke("hi", structured_outputs={"json": 5}), errors.InvalidInputError, "no schema of an answer"),
+        (lambda m: m.invoke("hi", response_format={"type": "json_schema"}), errors.InvalidInputError, "json_object"),
+        (
+            lambda m: m.invoke("hi", response_format={"type": "json_schema", "json_schema": "x"}),
+            errors.InvalidInputError,
+            "json_object",
+        ),
     ],
 )
 def test_calls(model: ChatVLLM, call: Callable[[ChatVLLM], Any], kind: type[Exception], says: str) -> None:
@@ -103,13 +122,11 @@ def test_models_on_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValidationError, match="leave scheme out"):
         ModelSpec(name="far", source="m", trinity=99, scheme="int8", engine=there)
     far = Catalog([ModelSpec(name="far", source="m", trinity=99, engine=there)])
-    models = ChatModels(far)
+    graph = create_chancellor(far).compile()
     monkeypatch.delenv("FAR_KEY", raising=False)
-    with pytest.raises(errors.CatalogError, match="export FAR_KEY"):
-        models["far"]
+    with pytest.raises(errors.EngineStartError, match="export FAR_KEY"):
+        graph.invoke({"messages": "hi"})
     monkeypatch.setenv("FAR_KEY", "x")
-    assert models["far"].model_name == "m"  # type: ignore[attr-defined]
+    monkeypatch.setattr(remote_server, "_PATIENCE_S", 0.1)
     with pytest.raises(errors.EngineStartError, match="cannot be reached"):
-        ChatVLLM(model="far", catalog=Catalog([ModelSpec(name="far", source="m", trinity=99, engine=there)])).invoke(
-            "x"
-        )
+        ChatModels(far, pool=EnginePool())["far"].invoke("x")

@@ -49,6 +49,7 @@ ERRORS = {
     "UnknownChoiceError",
     "UnknownModelError",
     "UnsafeCheckpointError",
+    "UpstreamError",
     "WorkloadError",
 }
 

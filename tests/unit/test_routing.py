@@ -38,7 +38,18 @@ def models(fake_engine: type[FakeEngine]) -> ChatModels:
 
 @pytest.mark.parametrize(
     "text",
-    ["yes", "Yes, go on", "ok do it please", "Go ahead with option 2.", "sure!", "continue", "Sounds good, thanks"],
+    [
+        *(
+            "yes",
+            "Yes, go on",
+            "ok do it please",
+            "Go ahead with option 2.",
+            "sure!",
+            "continue",
+            "Sounds good, thanks",
+        ),
+        *("y", "Yup", "Option 2, please", "OK, let\u2019s do that", "Great, now do it", "Keep going", "that's right"),
+    ],
 )
 def test_an_approval_is_judged_by_what_it_approves(text: str) -> None:
     assert task_of([HumanMessage(HARD), AIMessage("Shall I?"), HumanMessage(text)]) == HARD
@@ -48,9 +59,34 @@ def test_an_approval_is_judged_by_what_it_approves(text: str) -> None:
     assert task_of([HumanMessage(text)]) == text  # there is nothing that it could approve
 
 
-@pytest.mark.parametrize("text", [EASY, "Sure, what is 2+2?", "Explain it", "No", "Okay: " + HARD])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(EASY, "Sure, what is 2+2?", "Explain it", "No", "Okay: " + HARD, "Thank you", "2", "yes " * 9),
+        *("Please design a distributed rate limiter", "Great, now tell me a joke", "Thanks! Now compare TCP and QUIC"),
+        *(
+            "Correct my grammar",
+            "Continue the story with a dragon",
+            "Go to Rome",
+            "Do the dishes",
+            "Yes and no",
+            "OK \u8bf4",
+        ),
+    ],
+)
 def test_a_new_task_is_judged_by_itself(text: str) -> None:
     assert task_of([HumanMessage(HARD), AIMessage("done"), HumanMessage(text)]) == text
+
+
+def test_a_conversation_in_any_form() -> None:
+    assert task_of(HARD) == task_of(("user", HARD)) == task_of({"role": "user", "content": HARD}) == HARD
+    assert task_of([("user", HARD), {"role": "assistant", "content": "Shall I?"}, "yes"]) == HARD
+    assert task_of((HumanMessage(HARD), AIMessage("Shall I?"))) == HARD
+    asked = Router(catalog()).decide([("user", EASY)], rules(EASY), Context())
+    assert asked["model"] == "light"
+    for wrong in ([7], [{"text": "hi"}], 7, [("user",)], [("nobody", "hi")]):
+        with pytest.raises(errors.InvalidInputError, match="are no messages"):
+            task_of(wrong)  # type: ignore[arg-type]
 
 
 def test_system_prompts_and_answers_do_not_count(models: ChatModels) -> None:
@@ -68,7 +104,9 @@ def test_a_model_that_has_called_tools_goes_on() -> None:
     loop = [HumanMessage(HARD), CALL, RESULT]
     assert decide(loop[:1]) == "strong"
     assert decide(loop) == "best"  # as its call says
-    assert decide(loop, before={"model": "light"}) == "light"  # as the state says
+    assert decide(loop, before={"model": "light"}) == "best"  # a substitute has called, whatever was decided
+    foreign = CALL.model_copy(update={"response_metadata": {"model_name": "gpt"}})
+    assert decide([loop[0], foreign, RESULT], before={"model": "light"}) == "light"  # as the state says
     assert decide(loop, model="strong") == "strong"  # as the user says
     assert decide([*loop, AIMessage("3"), HumanMessage(EASY)]) == "light"  # the loop is over
 

@@ -188,3 +188,25 @@ def test_no_model_may_have_the_virtual_ones_name(serving_pool: EnginePool) -> No
     spec = ModelSpec(name="chancellor", source="fake/light", trinity=96.0, parameters=1_000)
     with pytest.raises(CatalogFileError, match="another name"):
         create_app(Catalog([spec]), ServeOptions(preload=("none",)), pool=serving_pool)
+
+
+@pytest.mark.parametrize("what", ["tools", "max_tokens"])
+async def test_what_has_to_fit_with_the_conversation_is_counted(serving_pool: EnginePool, what: str) -> None:
+    models = [
+        ModelSpec(name=name, source=f"fake/{name}", trinity=96, parameters=size, engine={"max_model_len": length})
+        for name, size, length in (("short", 1_000, 600), ("long", 3_000, 20_000))
+    ]
+    tool = {"type": "function", "function": {"name": "add", "description": "adds " * 600}}
+    more = {"tools": [tool]} if what == "tools" else {"max_tokens": 100}
+    text = "hello there" if what == "tools" else "hello " * 360
+    app = create_app(Catalog(models), ServeOptions(preload=("none",)), pool=serving_pool)
+    async with client_of(app) as client:
+        body = {
+            "model": "chancellor",
+            "messages": [{"role": "user", "content": text}],
+            "chancellor": {"policy": "light"},
+        }
+        usual = await client.post(CHAT, json=body | {"max_tokens": 1})
+        answer = await client.post(CHAT, json=body | {"max_tokens": 1} | more)
+    assert usual.headers["x-chancellor-model"] == "short"
+    assert answer.headers["x-chancellor-model"] == "long"

@@ -50,6 +50,7 @@ def test_it_serves_from_the_moment_it_says_where(tmp_path: Path, ending: signal.
     assert any("Ready: models start with their first request" in line for line in server.lines)
     lines: list[dict[str, Any]] = [line for line in server.logged() if line.get("path") == "/v1/models"]
     assert [line["status"] for line in lines] == [401, 200, 200]
+    assert len(server.logged()) == len(server.lines)  # nothing but JSON
     assert "secret" not in "".join(server.lines)
     assert not any("Traceback" in line for line in server.lines), server.errors()
 
@@ -67,5 +68,6 @@ def test_ipv6() -> None:
 def test_its_help_names_every_option() -> None:
     made = run("serve", "--help")
     assert made.returncode == 0
-    for word in ("--host", "--port", "--preload", "--api-key-file", "--allowed-host", "--drain", "--log-prompts"):
+    words = ("--host", "--port", "--preload", "--api-key-file", "--allowed-host", "--drain", "--drain-delay")
+    for word in (*words, "--log-prompts"):
         assert word in made.stdout

@@ -258,10 +258,10 @@ async def test_labels_of_metrics_come_from_no_caller(client: httpx.AsyncClient) 
         await client.post(CHAT, json={**BODY, "model": f"name{number}"})
     await client.post(CHAT, json={**BODY, "user": "name-of-user"})
     text = (await client.get("/metrics")).text
-    assert 'chancellor_http_requests_total{route="/v1/models/{name:path}",status="404"} 20.0' in text
-    assert 'chancellor_http_requests_total{route="other",status="404"} 20.0' in text
-    assert f'chancellor_http_requests_total{{route="{CHAT}",status="404"}} 20.0' in text
-    assert f'chancellor_http_requests_total{{route="{CHAT}",status="405"}} 20.0' in text
+    assert 'chancellor_http_requests_total{outcome="error",route="/v1/models/{name:path}",status="404"} 20.0' in text
+    assert 'chancellor_http_requests_total{outcome="error",route="other",status="404"} 20.0' in text
+    assert f'chancellor_http_requests_total{{outcome="error",route="{CHAT}",status="404"}} 20.0' in text
+    assert f'chancellor_http_requests_total{{outcome="error",route="{CHAT}",status="405"}} 20.0' in text
     for word in ("name1", "path1", "METHOD1", "name-of-user"):
         assert word not in text
     assert 'chancellor_requests_total{engine="fake",model="light",outcome="stop",quantization="int8"} 1.0' in text

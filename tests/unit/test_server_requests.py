@@ -11,6 +11,13 @@ from tests.serving import QUESTION
 CHAT, RAW = "/v1/chat/completions", "/v1/completions"
 TOOL = {"type": "function", "function": {"name": "add", "description": "Add.", "parameters": {"type": "object"}}}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+SCHEMAS: list[dict[str, Any]] = [
+    {},
+    {"anyOf": [SCHEMA, {"type": "null"}]},
+    {"enum": ["a", "b"]},
+    {"type": ["string", "null"]},
+    {"title": "Point", "properties": {"x": {"type": "integer"}}},
+]
 
 
 async def asked(client: httpx.AsyncClient, path: str = CHAT, **fields: Any) -> list[Any]:
@@ -51,6 +58,12 @@ async def refused(client: httpx.AsyncClient, path: str = CHAT, **fields: Any) ->
         ({"stop": None}, "stop", ()),
         ({"presence_penalty": -2}, "presence_penalty", -2.0),
         ({"frequency_penalty": 2}, "frequency_penalty", 2.0),
+        ({}, "top_k", 0),
+        ({"top_k": 5}, "top_k", 5),
+        ({"top_k": -1}, "top_k", 0),
+        ({"min_p": 0.25}, "min_p", 0.25),
+        ({}, "repetition_penalty", 1.0),
+        ({"repetition_penalty": 1.5}, "repetition_penalty", 1.5),
         ({"logit_bias": {"12": -100, "7": 1.5}}, "logit_bias", ((12, -100.0), (7, 1.5))),
         ({"ignore_eos": True}, "ignore_eos", True),
         ({"stream": True}, "stream", True),
@@ -103,7 +116,18 @@ async def test_what_a_chat_takes(client: httpx.AsyncClient, given: dict[str, Any
             "json_schema",
             SCHEMA,
         ),
+        *(
+            (
+                {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}},
+                "json_schema",
+                schema,
+            )
+            for schema in SCHEMAS
+        ),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "json_object", None),
         ({"structured_outputs": {"json": SCHEMA}}, "json_schema", SCHEMA),
+        *(({"structured_outputs": {"json": schema}}, "json_schema", schema) for schema in SCHEMAS),
+        ({"structured_outputs": {"json": '{"enum": ["a"]}'}}, "json_schema", {"enum": ["a"]}),
         ({"structured_outputs": {"regex": "a+"}}, "regex", "a+"),
         ({"structured_outputs": {"choice": ["yes", "no"]}}, "choice", ["yes", "no"]),
         ({"structured_outputs": {"grammar": 'root ::= "a"'}}, "grammar", 'root ::= "a"'),
@@ -186,7 +210,10 @@ async def test_seeds_count_up_and_stay_numbers_of_64_bits(client: httpx.AsyncCli
         ({"stop": ["x"] * 17}, "stop"),
         ({"model": ""}, "model"),
         ({"model": 5}, "model"),
-        ({"top_k": 5}, "top_k"),
+        ({"top_k": -2}, "top_k"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"length_penalty": 1}, "length_penalty"),
         ({"stream_options": {"include_usage": True}}, None),
         ({"chancellor": {"decision": True, "more": 1}}, "chancellor.more"),
         ({"chancellor": {"policy": 5}}, "chancellor.policy"),
@@ -226,6 +253,8 @@ async def test_what_both_routes_refuse(
         ({"structured_outputs": {"regex": 5}}, "structured_outputs.regex"),
         ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
         ({"structured_outputs": {"poem": "a"}}, "structured_outputs.poem"),
+        ({"structured_outputs": {"json": "{"}}, None),
+        ({"structured_outputs": {"json": 5}}, None),
     ],
 )
 async def test_what_a_chat_refuses(client: httpx.AsyncClient, given: dict[str, Any], param: str | None) -> None:

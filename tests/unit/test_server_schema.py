@@ -20,8 +20,9 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
+from chancellor.engines import EnginePool
 from tests.fakes import FakeEngine
-from tests.serving import app_of, pooled
+from tests.serving import app_of, client_of, pooled
 
 CHECKS: Any = [
     not_a_server_error,
@@ -109,5 +110,24 @@ def test_the_schema_is_openais(described: Any) -> None:
     for path in ("/v1/chat/completions", "/v1/completions"):
         responses = raw["paths"][path]["post"]["responses"]
         assert {"application/json", "text/event-stream"} == set(responses["200"]["content"])
-        assert {"400", "401", "404", "408", "413", "429", "500", "503", "504", "4XX"} <= set(responses)
+        assert {"400", "401", "404", "408", "413", "429", "500", "502", "503", "504", "4XX"} <= set(responses)
     assert "422" not in json.dumps(raw["paths"])
+
+
+async def test_the_schema_says_where_a_key_is_needed(serving_pool: EnginePool) -> None:
+    """And no client that believes it is sent away for want of one."""
+    app = app_of(serving_pool, api_keys=("one",))
+    async with client_of(app) as client:
+        assert (await client.get("/openapi.json")).status_code == 401
+        for _ in range(2):  # it is made once, and kept
+            schema = (await client.get("/openapi.json", headers={"authorization": "Bearer one"})).json()
+            assert schema["components"]["securitySchemes"]["key"]["type"] == "http"
+            assert schema["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+        for path, operations in schema["paths"].items():
+            for method, operation in operations.items():
+                refused = (await client.request(method, path)).status_code == 401
+                assert operation["security"] == ([{"key": []}] if refused else []), path
+
+
+def test_without_keys_the_schema_asks_for_none(described: Any) -> None:
+    assert "security" not in json.dumps(described.raw_schema)

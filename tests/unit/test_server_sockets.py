@@ -44,7 +44,7 @@ def statuses(server: Server) -> dict[str, float]:
     """Return how many requests for answers ended with which status."""
     found = {}
     for line in httpx.get(f"{server.url}/metrics").text.splitlines():
-        if line.startswith(f'chancellor_http_requests_total{{route="{CHAT}"'):
+        if line.startswith("chancellor_http_requests_total{") and f'route="{CHAT}"' in line:
             found[line.split('status="')[1][:3]] = float(line.split()[-1])
     return found
 

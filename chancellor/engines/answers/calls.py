@@ -126,6 +126,8 @@ class TaggedCalls:
                 return self._whole(pieces, last=last)
             pieces.append(ToolCallPiece(self._index, call_id(), json.loads(f'"{head[1]}"')))
             self._rest, self._named, self._arguments = self._rest[head.end() :], True, ""
+        if not self._arguments:  # white space that the head has not got yet
+            self._rest = self._rest.lstrip()
         body, found, after = self._rest.partition(CLOSE)
         if found:
             pieces.append(ToolCallPiece(self._index, arguments=body.rstrip().removesuffix("}")))

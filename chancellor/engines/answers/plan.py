@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from chancellor.engines.answers.calls import TaggedCalls, as_text, call_format
@@ -43,11 +43,16 @@ class Plan:
     readers: list[Reader] = field(default_factory=list)
     skip_special_tokens: bool = True
 
+    def stop(self, request: GenerationRequest, default: Sequence[str]) -> list[str]:
+        """Return what ends the answer; the default does not where a guide knows its end, and lets a "###" through."""
+        return list(request.stop or (() if request.ignore_eos or self.guide is not None else default))
+
     def read(self, delta: Delta) -> Delta:
         """Return the delta as the user gets to see it."""
+        read = delta
         for reader in self.readers:
-            delta = reader.read(delta)
-        return delta
+            read = reader.read(read)
+        return replace(read, token_ids=delta.token_ids) if self.readers else delta
 
 
 def plan_of(
@@ -74,7 +79,9 @@ def plan_of(
     if reasoning_parser is not None and request.prompt is None:  # a raw prompt is continued as it stands
         from chancellor.engines.answers.vllm_parsers import VLLMReasoning
 
-        plan.readers.append(VLLMReasoning(reasoning_parser, tokenizer, request))
+        thoughts = VLLMReasoning(reasoning_parser, tokenizer, request)
+        plan.skip_special_tokens = thoughts.skip_special_tokens
+        plan.readers.append(thoughts)
     if tools:
         forced = request.tool_choice != "auto"
         parser = tool_parser or next((name for mark, name in _PARSERS.items() if mark in template), _OWN)
@@ -85,7 +92,7 @@ def plan_of(
             from chancellor.engines.answers.vllm_parsers import VLLMCalls
 
             calls = VLLMCalls(parser, tokenizer, request)
-            plan.skip_special_tokens = calls.skip_special_tokens
+            plan.skip_special_tokens = plan.skip_special_tokens and calls.skip_special_tokens
             plan.readers.append(calls)
     elif plan.guide is not None and plan.guide.kind == "json_schema":
         plan.guide = Guide("json_schema", bounded(plan.guide.value))
@@ -122,10 +129,12 @@ def _guide(request: GenerationRequest, tools: Sequence[dict[str, Any]], *, force
 
 
 def _for_template(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the messages with calls as templates want them: arguments as objects, and no content that is None."""
+    """Return the messages as templates want them: calls with objects as arguments, and no content that is None."""
     made = []
     for message in messages:
         copy = dict(message)
+        if "reasoning_content" in copy:
+            copy["reasoning"] = copy["reasoning_content"]  # which of the two a template reads differs
         if calls := copy.get("tool_calls"):
             copy["content"] = copy.get("content") or ""
             copy["tool_calls"] = [
