@@ -35,6 +35,7 @@ class Instant(Engine):
     """Makes a token whenever it is due, and notes how many deltas it was asked for."""
 
     kind: ClassVar[str] = "instant"
+    spec = SPEC
     step_s: ClassVar[float] = 0.0
     work_s: ClassVar[float] = 0.0
     deltas: ClassVar[int] = 0

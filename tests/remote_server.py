@@ -69,7 +69,13 @@ class Server:
     def start(self) -> None:
         """Listen, on the same port as before if there was one."""
         config = uvicorn.Config(
-            self._app, host="127.0.0.1", port=self.port, log_level="critical", lifespan="off", interface="asgi3"
+            self._app,
+            host="127.0.0.1",
+            port=self.port,
+            log_config=None,
+            log_level="critical",
+            lifespan="off",
+            interface="asgi3",
         )
         self._server = server = uvicorn.Server(config)
         self._thread = threading.Thread(target=server.run, daemon=True)

@@ -9,19 +9,16 @@ import collections
 import os
 import queue
 import threading
-import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, TypeVar
 
+from chancellor.engines.inbox import End, Inbox, taken_from
 from chancellor.errors import EngineDiedError
 
 __all__ = ["EngineHost", "in_thread", "starts_left"]
 
-_TURNS: Final = 8
-"""Turns of its loop that LangGraph takes to pass a token on, and some more."""
 _END_S: Final = 5.0
 """How long to wait for a thread that was stopped."""
 _MOMENT_S: Final = 0.2
@@ -30,13 +27,6 @@ _BLOCKING: Final = "chancellor-start"
 _CLOSED: Final = "The engines were closed while this request ran."
 T = TypeVar("T")
 Join = Callable[[list[T]], Iterable[T]]
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    """Comes after a source's items, with what it raised."""
-
-    error: BaseException | None = None
 
 
 class EngineHost:
@@ -112,7 +102,7 @@ class EngineHost:
                     items.append(arrived.get())
                 while not arrived.empty():
                     items.append(arrived.get())
-                if not (taken := _taken(items)):
+                if not (taken := taken_from(items)):
                     return
                 yield from join(taken)
         finally:
@@ -120,7 +110,7 @@ class EngineHost:
 
     async def aiterate(self, source: Callable[[], AsyncIterator[T]], join: Join[T] = iter) -> AsyncGenerator[T, None]:
         """Like `iterate`, from another loop and without blocking it."""
-        inbox: _Inbox[T] = _Inbox(asyncio.get_running_loop())
+        inbox: Inbox[T] = Inbox(asyncio.get_running_loop())
         future = self.submit(_pump(source, inbox.put))
         try:
             while taken := await inbox.take():
@@ -207,10 +197,10 @@ async def _pump(source: Callable[[], AsyncIterator[T]], put: Callable[[Any], Non
             put(item)
     except asyncio.CancelledError:
         # Either nobody listens any more, or the host is being stopped.
-        put(_End(EngineDiedError(_CLOSED)))
+        put(End(EngineDiedError(_CLOSED)))
         raise
     except BaseException as error:  # noqa: BLE001 - raised again where it belongs: at the caller
-        put(_End(error))
+        put(End(error))
     finally:
         try:
             # Closing it here, not when the garbage collector comes by, aborts the request at once.
@@ -218,82 +208,4 @@ async def _pump(source: Callable[[], AsyncIterator[T]], put: Callable[[Any], Non
             if close is not None:
                 await close()
         finally:
-            put(_End())
-
-
-def _taken(items: collections.deque[Any]) -> list[Any]:
-    """Take what is there up to the end; after that, nothing, or raise what went wrong."""
-    taken = []
-    while items and not isinstance(items[0], _End):
-        taken.append(items.popleft())
-    if not taken and items[0].error is not None:
-        raise items[0].error
-    return taken
-
-
-class _Bell:
-    """Wakes a loop once for all that came meanwhile, to however many inboxes: a wake-up is a system call."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
-        self._rung = False
-
-    def ring(self, waiter: "asyncio.Future[None]") -> None:
-        self._waiting.append(waiter)
-        if not self._rung:
-            self._rung = True
-            self._loop.call_soon_threadsafe(self._wake)
-
-    def _wake(self) -> None:
-        woken = 0
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                woken += 1
-        self._settle(_TURNS if woken > 1 else 0)  # one alone has all to itself
-
-    def _settle(self, turns: int) -> None:
-        """Let a busy loop deal with what it was woken for before it gets more; an idle one is through at once."""
-        if turns:
-            self._loop.call_soon(self._settle, turns - 1)
-            return
-        self._rung = False  # before looking: what is appended from now on rings again
-        if self._waiting:
-            self._rung = True
-            self._wake()
-
-
-_bells: Final[weakref.WeakValueDictionary[asyncio.AbstractEventLoop, _Bell]] = weakref.WeakValueDictionary()
-
-
-class _Inbox(Generic[T]):
-    """A queue into another loop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._bell = _bells.get(loop) or _bells.setdefault(loop, _Bell(loop))  # only this loop's thread looks for it
-        self._items: collections.deque[T | _End] = collections.deque()
-        # Each thread writes one of these and only reads the other: neither takes back what the other has just written.
-        self._waiter: asyncio.Future[None] | None = None
-        self._called: asyncio.Future[None] | None = None
-
-    def put(self, item: T | _End) -> None:
-        self._items.append(item)
-        try:
-            if self._loop.is_closed():
-                raise RuntimeError
-            if (waiter := self._waiter) is not None and waiter is not self._called:
-                self._called = waiter
-                self._bell.ring(waiter)
-        except RuntimeError as error:  # the caller's loop was closed: nobody is waiting any more
-            raise asyncio.CancelledError from error
-
-    async def take(self) -> list[T]:
-        """Return all that has come; nothing at the end."""
-        while not self._items:
-            self._waiter = waiter = self._loop.create_future()
-            if not self._items:  # else it came before the other thread could see who waits
-                await waiter
-        return _taken(self._items)
+            put(End())

@@ -1,5 +1,6 @@
-"""What the vLLM engine takes of vLLM: its class, and a stat logger."""
+"""What the vLLM engine takes of vLLM: its class, a stat logger, and its view of the environment."""
 
+import gc
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from chancellor.engines.base import EngineStats
 from chancellor.errors import EngineStartError, MissingDependencyError
 
-__all__ = ["import_async_llm", "stat_logger"]
+__all__ = ["forget_environment", "import_async_llm", "remember_environment", "stat_logger"]
 
 
 @cache
@@ -30,6 +31,34 @@ def import_async_llm() -> Any:
             pass
 
     return QuietAsyncLLM
+
+
+def forget_environment() -> None:
+    """Have vLLM read its environment variables anew: the next engine may start with others."""
+    _environment_cache("disable_envs_cache")
+
+
+def remember_environment() -> None:
+    """Have vLLM read each of its environment variables once only: it looks one up for every token it passes on.
+
+    And keep what has been imported by now out of the garbage collector's rounds, as vLLM's own server does: the
+    longest of them would hold up every stream.
+    """
+    _environment_cache("enable_envs_cache")
+    _freeze_once()
+
+
+def _environment_cache(name: str) -> None:
+    from vllm import envs
+
+    if (change := getattr(envs, name, None)) is not None:  # only speed is lost without it
+        change()
+
+
+@cache
+def _freeze_once() -> None:
+    gc.collect()
+    gc.freeze()
 
 
 def stat_logger(record: Callable[[EngineStats], None]) -> Any:

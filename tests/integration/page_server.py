@@ -83,7 +83,7 @@ def served(**options: Any) -> Iterator[str]:
     """Serve the fakes' catalog; yield the address."""
     pool = EnginePool(talker)
     app = create_app(catalog(), ServeOptions(preload=("none",), **options), pool=pool)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, log_level="error", timeout_graceful_shutdown=1))
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from chancellor.engines.host import EngineHost, _End, _Inbox
+from chancellor.engines.host import EngineHost
+from chancellor.engines.inbox import End, Inbox
 from chancellor.errors import EngineDiedError
 
 
@@ -255,7 +256,7 @@ async def test_a_source_that_cannot_be_opened_or_closed_keeps_nobody_waiting(hos
         assert await all_of(host.aiterate(Broken)) == []
 
 
-class Slow(_Inbox[int]):
+class Slow(Inbox[int]):
     """Its writer sees who waits, and is then held up until the reader has its item and waits again."""
 
     def __init__(self) -> None:
@@ -284,7 +285,7 @@ async def test_a_slow_writer_does_not_lose_who_waits_by_now() -> None:
 
     def write() -> None:
         inbox.waits.wait(5)
-        for item in (1, 2, _End()):
+        for item in (1, 2, End()):
             inbox.put(item)
 
     writer = threading.Thread(target=write)

@@ -1,0 +1,146 @@
+"""What passes from the engines' thread to a caller's loop, and when that loop is woken for it.
+
+Both threads share one interpreter: what the caller does with each piece of an answer, the engines' thread waits for.
+"""
+
+import asyncio
+import collections
+import time
+import weakref
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+__all__ = ["End", "Inbox", "taken_from"]
+
+_TURNS: Final = 8
+"""Turns of its loop that LangGraph takes to pass a token on, and some more."""
+_AT_ONCE: Final = 16
+"""How many that have their answer are woken together. With all of a batch in step, the first of them would ask its next
+question only when the last is about to, and the engine would wait."""
+_BUSY_S: Final = 0.005
+_REST: Final = 2.0
+_LONGEST_REST_S: Final = 0.25
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Comes after a source's items, with what it raised."""
+
+    error: BaseException | None = None
+
+
+def taken_from(items: collections.deque[Any]) -> list[Any]:
+    """Take what is there up to the end; after that, nothing, or raise what went wrong."""
+    taken = []
+    while items and not isinstance(items[0], End):
+        taken.append(items.popleft())
+    if not taken and items[0].error is not None:
+        raise items[0].error
+    return taken
+
+
+class _Bell:
+    """Wakes a loop once for all that came meanwhile, to however many inboxes: a wake-up is a system call."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, at_once: int | None = None, rest: float = 0.0) -> None:
+        """Make it.
+
+        Args:
+            loop: the caller's.
+            at_once: how many are woken together; None is all.
+            rest: how much longer than it was busy with those that were woken the loop gets no more.
+        """
+        self._loop = loop
+        self._at_once = at_once
+        self._rest = rest
+        self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._rung = False
+        self._woke_at = 0.0
+
+    def ring(self, waiter: "asyncio.Future[None]") -> None:
+        self._waiting.append(waiter)
+        if not self._rung:
+            self._rung = True
+            self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        woken, self._woke_at = 0, time.perf_counter()
+        while self._waiting and woken != self._at_once:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                woken += 1
+        self._settle(_TURNS if woken > 1 else 0)  # one alone has all to itself
+
+    def _settle(self, turns: int) -> None:
+        """Let a busy loop deal with what it was woken for before it gets more; an idle one is through at once."""
+        if turns:
+            self._loop.call_soon(self._settle, turns - 1)
+            return
+        busy = time.perf_counter() - self._woke_at
+        if self._rest and busy > _BUSY_S:
+            self._loop.call_later(min(busy * self._rest, _LONGEST_REST_S), self._look)
+        else:
+            self._look()
+
+    def _look(self) -> None:
+        self._rung = False  # before looking: what is appended from now on rings again
+        if self._waiting:
+            self._rung = True
+            self._wake()
+
+
+class _Bells:
+    """A loop's two: one for beginnings and ends of answers, one for what is between, which can wait for some more.
+
+    A loop that is busy with many streams gets their next pieces after a rest. They come joined then, and what each
+    piece costs, several times what a token costs the engines' thread, is paid less often.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.edges = _Bell(loop, at_once=_AT_ONCE)
+        self.middles = _Bell(loop, rest=_REST)
+
+
+_bells: Final[weakref.WeakValueDictionary[asyncio.AbstractEventLoop, _Bells]] = weakref.WeakValueDictionary()
+
+
+class Inbox(Generic[T]):
+    """A queue into another loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Make it; on the loop's own thread."""
+        self._loop = loop
+        self._bells = _bells.get(loop) or _bells.setdefault(loop, _Bells(loop))  # only this thread looks for it
+        self._begun = False
+        self._items: collections.deque[T | End] = collections.deque()
+        # Each thread writes one of these and only reads the other: neither takes back what the other has just written.
+        self._waiter: asyncio.Future[None] | None = None
+        self._called: asyncio.Future[None] | None = None
+
+    def put(self, item: T | End) -> None:
+        """Append an item, from the other thread.
+
+        Raises:
+            asyncio.CancelledError: the loop was closed: nobody is waiting any more.
+        """
+        self._items.append(item)
+        try:
+            if self._loop.is_closed():
+                raise RuntimeError
+            edge = not self._begun or isinstance(item, End)
+            # Who waits for the middle is called once more for the end, which comes by the bell that does not rest.
+            if (waiter := self._waiter) is not None and (waiter is not self._called or isinstance(item, End)):
+                self._begun, self._called = True, waiter
+                (self._bells.edges if edge else self._bells.middles).ring(waiter)
+        except RuntimeError as error:
+            raise asyncio.CancelledError from error
+
+    async def take(self) -> list[T]:
+        """Return all that has come; nothing at the end."""
+        while not self._items:
+            self._waiter = waiter = self._loop.create_future()
+            if not self._items:  # else it came before the other thread could see who waits
+                await waiter
+        return taken_from(self._items)

@@ -1,0 +1,124 @@
+"""When a caller's loop is woken for what the engines' thread has for it."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+
+from chancellor.engines import inbox as module
+from chancellor.engines.inbox import End, Inbox
+
+
+async def elsewhere(write: Callable[[], None]) -> None:
+    """Write from another thread, as engines do."""
+    await asyncio.to_thread(write)
+
+
+async def test_those_that_are_answered_together_are_woken_in_groups() -> None:
+    inboxes = [Inbox[int](asyncio.get_running_loop()) for _ in range(100)]
+    under_way, most = 0, 0
+
+    async def read(inbox: Inbox[int]) -> list[int]:
+        nonlocal under_way, most
+        items = await inbox.take()
+        under_way += 1
+        most = max(most, under_way)
+        for _ in range(module._TURNS - 2):
+            await asyncio.sleep(0)
+        under_way -= 1
+        return items + await inbox.take()
+
+    readers = [asyncio.create_task(read(inbox)) for inbox in inboxes]
+    await asyncio.sleep(0)
+    all_written = threading.Event()
+
+    def write() -> None:
+        for number, inbox in enumerate(inboxes):
+            inbox.put(number)
+            inbox.put(End())
+        all_written.set()
+
+    threading.Thread(target=write).start()
+    assert all_written.wait(5)  # the loop has not run meanwhile
+    async with asyncio.timeout(5):
+        assert await asyncio.gather(*readers) == [[number] for number in range(100)]
+    assert 2 <= most <= module._AT_ONCE
+
+
+async def test_a_busy_loop_rests_from_middles_and_not_from_beginnings_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_REST", 1e6)
+    monkeypatch.setattr(module, "_LONGEST_REST_S", 60.0)
+    loop = asyncio.get_running_loop()
+    streams = [Inbox[int](loop) for _ in range(2)]
+    got: list[list[list[int]]] = [[], []]
+
+    async def read(number: int) -> None:
+        while taken := await streams[number].take():
+            got[number].append(taken)
+            time.sleep(2 * module._BUSY_S)  # noqa: ASYNC251 - it is busy
+
+    readers = [asyncio.create_task(read(number)) for number in range(2)]
+
+    async def put(item: int | End) -> None:
+        await asyncio.sleep(0.05)
+        await elsewhere(lambda: [stream.put(item) for stream in streams] and None)
+
+    async with asyncio.timeout(20):
+        for item in (1, 2, 3, 4):  # the second makes it busy
+            await put(item)
+        await asyncio.sleep(0.1)
+        assert got == [[[1], [2]], [[1], [2]]]
+        another = Inbox[int](loop)
+        beginning = asyncio.create_task(another.take())
+        await asyncio.sleep(0)
+        await elsewhere(lambda: another.put(5))
+        assert await beginning == [5]
+        assert got == [[[1], [2]], [[1], [2]]]
+        await put(End())
+        await asyncio.gather(*readers)
+    assert got == [[[1], [2], [3, 4]], [[1], [2], [3, 4]]]
+
+
+async def test_one_stream_gets_each_piece_when_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_REST", 1e6)
+    monkeypatch.setattr(module, "_LONGEST_REST_S", 60.0)
+    stream = Inbox[int](asyncio.get_running_loop())
+    moments = []
+
+    async def write() -> None:
+        for number in range(5):
+            await elsewhere(lambda number=number: stream.put(number))  # type: ignore[misc]
+            await asyncio.sleep(0.02)
+        await elsewhere(lambda: stream.put(End()))
+
+    writer = asyncio.create_task(write())
+    async with asyncio.timeout(5):
+        while taken := await stream.take():
+            moments.append(taken)
+            time.sleep(2 * module._BUSY_S)  # noqa: ASYNC251 - it is busy
+    await writer
+    assert moments == [[0], [1], [2], [3], [4]]
+
+
+async def test_a_loop_with_little_to_do_does_not_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_REST", 1e6)
+    monkeypatch.setattr(module, "_LONGEST_REST_S", 60.0)
+    monkeypatch.setattr(module, "_BUSY_S", 1.0)
+    streams = [Inbox[int](asyncio.get_running_loop()) for _ in range(4)]
+    arrived: list[float] = []
+
+    async def read(stream: Inbox[int]) -> None:
+        while await stream.take():
+            arrived.append(time.perf_counter())
+
+    readers = [asyncio.create_task(read(stream)) for stream in streams]
+    async with asyncio.timeout(5):
+        for item in (1, 2, 3, End()):
+            await asyncio.sleep(0.01)
+            await elsewhere(lambda item=item: [stream.put(item) for stream in streams] and None)  # type: ignore[misc]
+        await asyncio.gather(*readers)
+    assert len(arrived) == 12
+    assert max(later - earlier for earlier, later in pairwise(arrived)) < 1.0
