@@ -26,10 +26,10 @@ serve: $(READY) ## Serve the demo's models over OpenAI's protocol, with a page t
 bench: $(READY) ## Measure the demo model through the graph, beside the engine driven directly: build/bench.html
 	@$(BIN)/chancellor bench --against raw --json build/bench.json --report build/bench.html
 
-test: $(READY) ## Run all tests, real engines included (45 minutes on 2 cores)
+test: $(READY) ## Run all tests, real engines included (an hour on 2 cores)
 	$(BIN)/python -m pytest
 
-test-unit: $(READY) ## Run the tests that start no engine (6 minutes)
+test-unit: $(READY) ## Run the tests that start no engine (8 minutes)
 	$(BIN)/python -m pytest tests/unit
 
 lint: $(READY) ## Check style and types

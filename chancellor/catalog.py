@@ -60,6 +60,9 @@ class EngineOptions(BaseModel):
     """What multiplies with TorchAO's weights in vLLM: vLLM's own kernels, or TorchAO's, which is vLLM's stock path."""
     quantize_lm_head: bool = False
     """Quantise the output layer as well, after it was loaded; the embedding stays as it is."""
+    sleep: bool | None = None
+    """Whether the engine may be put to sleep, its weights in the host's memory, where it would be stopped to make room.
+    None does so where it is known to be sound, True wherever it is possible; docs/reliability.md says where that is."""
     tool_parser: str | None = None
     """Name of vLLM's parser for the model's tool calls; None looks at its chat template."""
     reasoning_parser: str | None = None

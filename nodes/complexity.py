@@ -8,6 +8,7 @@ from langchain_core.runnables import RunnableConfig
 from chancellor.analyzers import Analyzer, analyzer_of
 from chancellor.conversation import messages_in
 from chancellor.nodes.node import Node
+from chancellor.nodes.turnstile import turnstile
 from chancellor.routing import task_of
 
 __all__ = ["complexity_node"]
@@ -28,4 +29,8 @@ def complexity_node(analyzer: str | Analyzer = "rules") -> Node:
     def run(state: Mapping[str, Any], _: RunnableConfig | None) -> dict[str, Any]:
         return {"complexity": analyze(task_of(messages_in(state)))}
 
-    return Node("analyze_complexity", run)
+    async def arun(state: Mapping[str, Any], config: RunnableConfig | None) -> dict[str, Any]:
+        await turnstile()
+        return run(state, config)
+
+    return Node("analyze_complexity", run, arun)

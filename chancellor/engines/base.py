@@ -221,6 +221,23 @@ class Engine(ABC):
     async def forget(self) -> None:  # noqa: B027 - most engines have nothing to forget
         """Empty the prefix cache, if there is one. No request may be running."""
 
+    @property
+    def can_sleep(self) -> bool:
+        """Whether `sleep` and `wake` do anything for it."""
+        return False
+
+    async def sleep(self) -> None:
+        """Give back the device's memory and keep the weights in the host's. No request may be running.
+
+        May take as long as it likes, or for ever if the engine dies: whoever calls it has a limit. After an error, or a
+        cancellation, nothing is known about the engine, which has to be killed.
+        """
+        raise NotImplementedError(f"Engines of kind {self.kind!r} do not sleep.")
+
+    async def wake(self) -> None:
+        """Undo `sleep`, under the same conditions. Nobody looks whether the device has the memory."""
+        raise NotImplementedError(f"Engines of kind {self.kind!r} do not sleep.")
+
     @abstractmethod
     async def close(self) -> None:
         """Free everything; no process is left behind. Closing twice is allowed."""

@@ -46,6 +46,8 @@ class Endings:
     def ending(self, resident: Resident) -> "asyncio.Task[None]":
         """Return what closes the engine: one task, however many want it closed and whoever of them is cancelled."""
         resident.leaving = True
+        if resident.moving is not None and resident.moving is not asyncio.current_task():
+            resident.moving.cancel()
         if resident.ending is None:
             resident.ending = asyncio.create_task(self._finish(resident), context=contextvars.Context())
         return resident.ending
@@ -60,7 +62,12 @@ class Endings:
                     with suppress(Exception):  # it is tried again, until the start has ended
                         resident.starting.interrupt()
                 await asyncio.wait({task}, timeout=_INTERRUPT_EVERY_S)
-            await task.result().close()
+            engine = task.result()
+            if resident.asleep or resident.moving is not None:  # vLLM cannot be asked to end in its sleep
+                engine.kill()
+            if resident.moving is not None:
+                await asyncio.wait({resident.moving})
+            await engine.close()
         except asyncio.CancelledError:
             if not task.cancelled():  # then it is this close that is being cancelled
                 raise

@@ -118,7 +118,7 @@ class EnginePool:
         return self._host.call(self._stats()) if self._host.running else {}
 
     def start_s(self, spec: ModelSpec) -> float | None:
-        """Return the seconds until the model can answer: 0 if its engine runs, else what its last start took.
+        """Return the seconds until the model can answer: 0 if its engine runs, else what its last start, or wake, took.
 
         Making room for it, by stopping others, is in it. None where it has not been started in this process, or is
         not run in it. It only looks, and blocks nothing.
@@ -128,6 +128,17 @@ class EnginePool:
     def state(self, spec: ModelSpec) -> EngineState:
         """Return what the model's engine is about. It only looks, and blocks nothing."""
         return self._residents.state(spec)
+
+    def asleep(self) -> dict[str, bool]:
+        """Return which of the engines that run sleep, by the name of their model. It only looks, and blocks nothing."""
+        return self._residents.asleep()
+
+    def swaps(self) -> dict[str, int]:
+        """Return how often an engine went to `sleep`, or had to `stop`, to make room, and how often one did `wake`.
+
+        It only looks, and blocks nothing. A pool that is closed counts anew.
+        """
+        return self._residents.swaps()
 
     def close(self, *, patience_s: float | None = None) -> None:
         """Close all engines and end the host's thread; also done at exit. The pool can be used again afterwards.

@@ -8,6 +8,7 @@ from chancellor.catalog import ModelSpec
 from chancellor.engines.base import Engine
 from chancellor.engines.postmortem import PostMortem
 from chancellor.engines.pulse import Pulse
+from chancellor.memory import Estimate
 
 __all__ = ["Resident", "SmallerCache", "key_of"]
 
@@ -47,6 +48,23 @@ class Resident:
         """Bytes that it may take on each device."""
         self.takes: dict[str, int] = {}
         """Bytes that it takes, by device."""
+        self.need: Estimate | None = None
+        """What it was estimated to need when it started."""
+        self.asleep = False
+        """Whether its weights are in the host's memory, and nothing of it can answer."""
+        self.moving: asyncio.Task[None] | None = None
+        """What puts it to sleep or wakes it, while that is under way."""
+        self.left: dict[str, int] = {}
+        """Bytes by device that it takes while it sleeps; known once it has slept."""
+        self.awake: dict[str, int] = {}
+        """Bytes by device that it takes while it does not, as they were when it fell asleep."""
+        self.host_bytes = 0
+        """Host memory that it keeps for its sleep, from the first one on until it ends."""
+        self.sleep_s: float | None = None
+        self.wake_s: float | None = None
+        """Seconds that it took last to fall asleep, and to wake."""
+        self.probe: tuple[int, ...] | None = None
+        """What it answered before its first sleep to the question that it is asked after each."""
         self.smaller: SmallerCache | None = None
         """What it got for its KV cache, where that is much less than it should have."""
         self.postmortem: PostMortem | None = None
@@ -63,7 +81,9 @@ class Resident:
     @property
     def usable(self) -> bool:
         """Whether it can answer."""
-        return self.engine is not None and not self.leaving and self.task.done() and self.engine.healthy()
+        if self.engine is None or self.leaving or self.asleep:
+            return False
+        return self.task.done() and self.engine.healthy()
 
     @property
     def dead(self) -> bool:

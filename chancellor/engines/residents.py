@@ -12,6 +12,7 @@ from chancellor.engines.endings import Endings
 from chancellor.engines.gate import Gate
 from chancellor.engines.resident import Resident, key_of
 from chancellor.engines.room import Room
+from chancellor.engines.sleepers import WAKE_S, Sleepers
 from chancellor.engines.starts import Starts
 from chancellor.engines.swap import Swap
 from chancellor.engines.watch import Watch
@@ -19,7 +20,7 @@ from chancellor.errors import ChancellorError, EngineDiedError, OutOfMemoryError
 
 __all__ = ["EngineState", "Residents"]
 
-EngineState = Literal["ready", "starting", "stopping", "stopped"]
+EngineState = Literal["ready", "starting", "stopping", "stopped", "asleep", "waking"]
 
 
 class Residents:
@@ -31,8 +32,10 @@ class Residents:
         self._gate = Gate()
         self._queued: Counter[str] = Counter()
         self._endings = Endings(self._drop)
-        self._starts = Starts(factory, room, self._gate, Swap(self._all, room, self._endings.end))
-        self._watch = Watch(self._all)
+        sleepers = Sleepers(self._all, room, self._endings.ending)
+        self._swap = Swap(self._all, room, self._endings.end, sleepers)
+        self._starts = Starts(factory, room, self._gate, self._swap)
+        self._watch = Watch(self._all, self._endings.ending)
 
     @property
     def closing(self) -> bool:
@@ -101,6 +104,8 @@ class Residents:
             if resident.waiting:
                 resident.leaving = True  # which ends a download, too
                 resident.task.cancel()
+            if resident.moving is not None:
+                resident.moving.cancel()
         while self._all:
             # One by one: a close that is interrupted (Ctrl-C) can be taken up again.
             await self._endings.end(next(iter(self._all.values())))
@@ -110,6 +115,8 @@ class Residents:
         """Return the seconds until the model can answer, as far as that is known. May be called from any thread."""
         key = key_of(spec)
         resident = self._all.get(key)
+        if resident is not None and resident.asleep and not resident.leaving:
+            return resident.wake_s or WAKE_S
         return 0.0 if resident is not None and resident.usable else self._starts.took.get(key)
 
     def state(self, spec: ModelSpec) -> EngineState:
@@ -117,7 +124,19 @@ class Residents:
         resident = self._all.get(key_of(spec))
         if resident is None:
             return "stopped"
-        return "ready" if resident.usable else "stopping" if resident.leaving else "starting"
+        # In this order, for other threads look while it changes: it sleeps before it leaves no more.
+        leaving, asleep = resident.leaving, resident.asleep
+        if asleep and not leaving:
+            return "waking" if resident.moving is not None else "asleep"
+        return "ready" if resident.usable else "stopping" if leaving else "starting"
+
+    def asleep(self) -> dict[str, bool]:
+        """Return which of the engines that run sleep, by the name of their model. May be called from any thread."""
+        return {one.spec.name: one.asleep for one in tuple(self._all.values()) if one.engine is not None}
+
+    def swaps(self) -> dict[str, int]:
+        """Return how often engines were put to sleep, woken, and stopped to make room."""
+        return dict(self._swap.count)
 
     def free_mib(self) -> float | None:
         """Return what the fullest device has free, in MiB. Reads files: not for a loop."""
@@ -135,8 +154,12 @@ class Residents:
                 await resident.gone.wait()
                 continue
             elif resident.dead:
-                self._gate.breaker(key).died(_death(resident))
+                if not resident.asleep:  # one that dies in its sleep has harmed nobody
+                    self._gate.breaker(key).died(_death(resident))
                 self._endings.ending(resident)
+                continue
+            elif resident.asleep:
+                await asyncio.wait({self._swap.wake(resident)})  # which goes on when a caller has gone
                 continue
             try:
                 # Shielded: the others who wait for this engine must not suffer when one of them is cancelled.

@@ -1,5 +1,6 @@
 """Whether another engine fits beside those that run."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -13,6 +14,10 @@ from chancellor.memory import Device, Estimate, Ledger, devices, measure
 __all__ = ["Fit", "Room", "fitted", "smaller_cache", "too_little"]
 
 _GIB: Final = 2**30
+_SPARE: Final = _GIB // 2
+"""What is left of a GPU's memory where others have the rest: an estimate may be a little low, and nothing gives way."""
+_CONTEXT: Final = _GIB
+"""What vLLM's process may have taken of a GPU before it looks at what is free, such as for CUDA's context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +80,16 @@ class Room:
         rest = max(int(share * min(totals)) - need.fixed, need.kv_cache_least)
         return replace(need, kv_cache=rest, kv_cache_least=rest if fixed else need.kv_cache_least)
 
-    def fit(self, need: Estimate, taken: Mapping[str, int]) -> Fit:
-        """Return how the engine fits beside engines of ours that take `taken` bytes on each device."""
-        present = {device.name: device for device in self._read()}
+    def fit(self, need: Estimate, taken: Mapping[str, int], freed: Mapping[str, int] | None = None) -> Fit:
+        """Return how the engine fits beside engines of ours.
+
+        Args:
+            need: what it needs.
+            taken: bytes on each device that those take.
+            freed: bytes on each device that are in use now, and will be free.
+        """
+        more = freed or {}
+        present = {device.name: replace(device, free=device.free + more.get(device.name, 0)) for device in self._read()}
         own = [present[name] for name in need.devices if name in present]
         if not own:
             return Fit(need.kv_cache, comfortable=True, possible=True, available=need.total)
@@ -86,6 +98,8 @@ class Room:
         alone = min(min(device.budget, device.free + ours[device.name]) for device in own)
         fixed = need.least - need.kv_cache_least
         granted = min(need.kv_cache, available - fixed)
+        if any(device.name != "cpu" and device.free < device.budget - ours[device.name] for device in own):
+            granted = max(min(granted, need.kv_cache_least), min(need.kv_cache, available - fixed - _SPARE))
         enough = need.enough
         return Fit(
             kv_cache=granted if granted >= need.kv_cache_least else None,
@@ -109,6 +123,10 @@ class Room:
         ids = list(process_ids)
         found = {device.name: measure(ids, device.name) for device in self._read()}
         return {name: held for name, held in found.items() if held}
+
+    def free(self) -> dict[str, int]:
+        """Return what each device has free, in bytes."""
+        return {device.name: device.free for device in self._read()}
 
     def free_mib(self) -> float | None:
         """Return what the fullest of the devices has free, in MiB."""
@@ -146,6 +164,9 @@ def too_little(spec: ModelSpec, need: Estimate, fit: Fit) -> OutOfMemoryError:
 
 
 def _share(own: list[Device], bytes_: int) -> float | None:
+    """Return the share, and a little more, but never so much that vLLM finds too little free, and does not start."""
     if not own or own[0].name == "cpu":
         return None
-    return min(1.0, round(bytes_ / min(device.total for device in own) + 0.005, 3))
+    share = min(1.0, round(bytes_ / min(device.total for device in own) + 0.005, 3))
+    free = min((device.free - _CONTEXT) / device.total for device in own)
+    return max(0.01, min(share, math.floor(free * 1000) / 1000))

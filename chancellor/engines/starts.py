@@ -58,6 +58,7 @@ class Starts:
         spec, room = resident.spec, self._room
         # Before its turn: a checkpoint that is not here yet is downloaded first.
         need = None if room is None else await in_thread(lambda: _expected(room, resident))
+        resident.need = need
         async with self._swap.turn(resident, need) as adapted:
             resident.waiting = False
             resident.began = time.perf_counter()

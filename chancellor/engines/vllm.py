@@ -219,6 +219,17 @@ class VLLMEngine(Engine):
     async def forget(self) -> None:
         await self._running().reset_prefix_cache()
 
+    @property
+    def can_sleep(self) -> bool:
+        return self._llm is not None and bool(getattr(self._llm.model_config, "enable_sleep_mode", False))
+
+    async def sleep(self) -> None:
+        await self._running().sleep(level=1)
+
+    async def wake(self) -> None:
+        if await self._running().wake_up() is False:  # newer releases say whether all of it is awake
+            raise EngineDiedError(f"The engine of {self.spec.name!r} did not wake up as a whole.")
+
     async def close(self) -> None:
         llm, self._llm = self._llm, None
         if llm is None:

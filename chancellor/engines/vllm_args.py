@@ -8,6 +8,7 @@ from chancellor.catalog import ModelSpec
 from chancellor.checkpoints.inspect import read_json
 from chancellor.engines.hardware import cpu_ids, gpu_count
 from chancellor.engines.logs import LOG_VARIABLE, log_file, vllm_logging_config
+from chancellor.engines.sleep import may_sleep
 from chancellor.errors import QuantizationError
 from chancellor.quantization.prepare import Prepared
 from chancellor.quantization.schemes import SCHEMES
@@ -70,6 +71,9 @@ def engine_args(spec: ModelSpec, prepared: Prepared, dtype: str) -> "AsyncEngine
         arguments["load_format"] = "safetensors"
     if prepared.quantize_at_load is not None:
         arguments["quantization"] = f"torchao-{prepared.quantize_at_load}"  # of our plug-in
+    ranks = arguments["tensor_parallel_size"]
+    if not on_cpu and may_sleep(spec, config, scheme=prepared.scheme, dtype=dtype, ranks=ranks):
+        arguments["enable_sleep_mode"] = True
     if options.reasoning_parser is not None:  # a guide binds the answer, and not the thoughts
         arguments["reasoning_parser"] = options.reasoning_parser
     if plug_in := _plug_in_options(spec, prepared):

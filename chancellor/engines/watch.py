@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -22,8 +22,15 @@ _LOOK_EVERY_S: Final = 1.0
 class Watch:
     """Looks at all engines once a second. What an engine that is ended was answering goes on elsewhere."""
 
-    def __init__(self, residents: Mapping[str, Resident]) -> None:
+    def __init__(self, residents: Mapping[str, Resident], ending: Callable[[Resident], object]) -> None:
+        """Make it.
+
+        Args:
+            residents: the engines.
+            ending: begins to close one.
+        """
         self._residents = residents
+        self._ending = ending
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
@@ -49,6 +56,13 @@ class Watch:
                     logger.exception("The engine of %r cannot be watched", resident.spec.name)
 
     def _look_at(self, resident: Resident, engine: Engine) -> None:
+        if resident.moving is not None or resident.ending is not None:  # which have their own limits
+            return
+        if resident.asleep:  # nothing is lost if it has died, but what it takes
+            if not engine.healthy():
+                logger.warning("The engine of %r has died in its sleep", resident.spec.name)
+                self._ending(resident)
+            return
         if engine.healthy() and (reason := engine.stalled()) is not None:
             logger.warning("The engine of %r is ended: %s", resident.spec.name, reason)
             engine.kill()

@@ -10,7 +10,7 @@ from chancellor import gpus
 from chancellor.memory import cgroup
 from chancellor.settings import settings
 
-__all__ = ["Device", "devices", "gpu_memories"]
+__all__ = ["Device", "devices", "gpu_memories", "host_free"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,11 @@ def devices(share: float | None = None) -> list[Device]:
 def gpu_memories() -> list[gpus.Memory]:
     """Return the memory of each GPU that engines run on; none where torch is built for CPUs. Does not import torch."""
     return [] if _torch_is_for_cpus() else gpus.memories()
+
+
+def host_free() -> int:
+    """Return the bytes of the host's memory that may still be taken, whatever the engines run on."""
+    return _cpu()[2]
 
 
 def _cpu() -> tuple[str, int, int]:

@@ -70,6 +70,7 @@ class Health:
         # Asks the host's thread: if that hangs, so does this, until Ray gives it up.
         ready = await asyncio.to_thread(self._pool.stats)
         running = any(name not in self._catalog or not elsewhere(self._catalog[name]) for name in ready)
+        running = running or any(self._pool.asleep().values())  # it answers once it is asked
         here = [spec for spec in self._catalog.values() if not elsewhere(spec) and not self._catalog.rejection(spec)]
         first = {name: took for name, took in self._readiness.started.items() if not elsewhere(self._catalog[name])}
         # Dead, or on its way: what was stopped to make room for another one is neither.

@@ -66,11 +66,14 @@ class PrometheusExporter:
         """Yield the metrics without engines, which may take their time: the registry asks for the names."""
         yield from self._requests.collect()
         yield from _engine_metrics({})
+        yield from _swap_metrics({}, {})
 
     def collect(self) -> "Iterator[Metric]":
         """Yield the metrics as they are now."""
         yield from self._requests.collect()
-        yield from _engine_metrics(_stats(self._pool if self._pool is not None else default_pool()))
+        pool = self._pool if self._pool is not None else default_pool()
+        yield from _engine_metrics(_stats(pool))
+        yield from _swap_metrics(pool.asleep(), pool.swaps())
 
 
 class _Requests:
@@ -149,6 +152,19 @@ def _engine_metrics(stats: dict[str, EngineStats]) -> "Iterator[Metric]":
                 if (value := getattr(engine, field)) is not None:
                     family.add_metric((model,), value)
             yield family
+
+
+def _swap_metrics(asleep: dict[str, bool], swaps: dict[str, int]) -> "Iterator[Metric]":
+    meaning = "1 while the engine sleeps, its weights in the host's memory, 0 while it does not."
+    gauge = GaugeMetricFamily("chancellor_engine_asleep", meaning, labels=("model",))
+    for model, sleeps in asleep.items():
+        gauge.add_metric((model,), float(sleeps))
+    yield gauge
+    meaning = "How often an engine was put to sleep or stopped to make room, and woken."
+    counter = CounterMetricFamily("chancellor_engine_swaps", meaning, labels=("kind",))
+    for kind, times in swaps.items():
+        counter.add_metric((kind,), times)
+    yield counter
 
 
 def _stats(pool: EnginePool) -> dict[str, EngineStats]:

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -12,8 +12,13 @@ from chancellor.engines import inbox as module
 from chancellor.engines.inbox import End, Inbox
 
 
-async def elsewhere(write: Callable[[], None]) -> None:
+async def elsewhere(inboxes: Sequence[Inbox[int]], item: int | End) -> None:
     """Write from another thread, as engines do."""
+
+    def write() -> None:
+        for inbox in inboxes:
+            inbox.put(item)
+
     await asyncio.to_thread(write)
 
 
@@ -64,7 +69,7 @@ async def test_a_busy_loop_rests_from_middles_and_not_from_beginnings_and_ends(m
 
     async def put(item: int | End) -> None:
         await asyncio.sleep(0.05)
-        await elsewhere(lambda: [stream.put(item) for stream in streams] and None)
+        await elsewhere(streams, item)
 
     async with asyncio.timeout(20):
         for item in (1, 2, 3, 4):  # the second makes it busy
@@ -74,7 +79,7 @@ async def test_a_busy_loop_rests_from_middles_and_not_from_beginnings_and_ends(m
         another = Inbox[int](loop)
         beginning = asyncio.create_task(another.take())
         await asyncio.sleep(0)
-        await elsewhere(lambda: another.put(5))
+        await elsewhere([another], 5)
         assert await beginning == [5]
         assert got == [[[1], [2]], [[1], [2]]]
         await put(End())
@@ -90,9 +95,9 @@ async def test_one_stream_gets_each_piece_when_it_comes(monkeypatch: pytest.Monk
 
     async def write() -> None:
         for number in range(5):
-            await elsewhere(lambda number=number: stream.put(number))  # type: ignore[misc]
+            await elsewhere([stream], number)
             await asyncio.sleep(0.02)
-        await elsewhere(lambda: stream.put(End()))
+        await elsewhere([stream], End())
 
     writer = asyncio.create_task(write())
     async with asyncio.timeout(5):
@@ -118,7 +123,7 @@ async def test_a_loop_with_little_to_do_does_not_rest(monkeypatch: pytest.Monkey
     async with asyncio.timeout(5):
         for item in (1, 2, 3, End()):
             await asyncio.sleep(0.01)
-            await elsewhere(lambda item=item: [stream.put(item) for stream in streams] and None)  # type: ignore[misc]
+            await elsewhere(streams, item)
         await asyncio.gather(*readers)
     assert len(arrived) == 12
     assert max(later - earlier for earlier, later in pairwise(arrived)) < 1.0
