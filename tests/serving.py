@@ -119,7 +119,7 @@ class Server:
         self.port: int = self._listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         service = app.state.chancellor
-        protocol = protocol_of(service.options, service.readiness)
+        protocol = protocol_of(service.options, service.readiness, app.state.registry)
         config = uvicorn.Config(
             app, http=protocol, ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=5
         )

@@ -3,8 +3,10 @@
 import asyncio
 import http
 import json
+import logging
 from typing import ClassVar, Final
 
+from prometheus_client import CollectorRegistry, Counter
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from chancellor.server.errors import Refusal
@@ -13,17 +15,25 @@ from chancellor.server.readiness import Readiness
 
 __all__ = ["Protocol", "protocol_of"]
 
+logger = logging.getLogger(__name__)
 _LARGEST_HEAD: Final = 64 * 1024
 _FLUSH_S: Final = 5.0
 """How long a caller may take to read the rest of what is sent to it before its connection is closed."""
 
 
-def protocol_of(options: ServeOptions, readiness: Readiness) -> type["Protocol"]:
-    """Return the protocol of one server's connections, with its limits."""
+def protocol_of(options: ServeOptions, readiness: Readiness, registry: CollectorRegistry) -> type["Protocol"]:
+    """Return the protocol of one server's connections, with its limits and its count of those it has refused."""
+    counter = Counter(
+        "chancellor_http_refused_connections",
+        "Connections closed for what came before any request: heads that are slow, large or broken, or too many.",
+        ("status",),
+        registry=registry,
+    )
 
     class Limited(Protocol):
         limits = options
         state = readiness
+        refused = counter
         idle: ClassVar[dict[Protocol, None]] = {}
 
     return Limited
@@ -34,6 +44,7 @@ class Protocol(HttpToolsProtocol):
 
     limits: ClassVar[ServeOptions]
     state: ClassVar[Readiness]
+    refused: ClassVar[Counter]
     idle: ClassVar[dict["Protocol", None]]
     """Those with no request under way, the one that has been so for longest first."""
     _head: int | None = None
@@ -105,6 +116,9 @@ class Protocol(HttpToolsProtocol):
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer what is no request for the application, and close."""
+        self.refused.labels(str(refusal.status)).inc()
+        client = self.client[0] if self.client else None
+        logger.info("connection refused", extra={"client": client, "status": refusal.status, "reason": refusal.message})
         if not self._under_way:  # else it would stand in the middle of an answer
             body = json.dumps(refusal.body()).encode()
             headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}

@@ -75,7 +75,7 @@ def _serve(
         uvicorn.Config(
             app,
             loop="uvloop",
-            http=protocol_of(options, readiness),
+            http=protocol_of(options, readiness, app.state.registry),
             ws="none",
             log_config=None,
             access_log=False,

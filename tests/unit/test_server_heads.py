@@ -74,6 +74,22 @@ def test_half_a_head(impatient: Server, before: bytes, sent: bytes) -> None:
     assert refused(read_to_end(connection), 408)["code"] == "slow_request"
 
 
+def test_refusals_are_counted_and_logged(impatient: Server, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "chancellor.server.protocol")
+    for sent in (HALF, b"nonsense\r\n\r\n", b"nonsense\r\n\r\n"):
+        connection = impatient.connect()
+        connection.sendall(sent)
+        read_to_end(connection)
+    counted = [line for line in httpx.get(f"{impatient.url}/metrics").text.splitlines() if "refused_conn" in line]
+    assert [line for line in counted if "_total{" in line] == [
+        'chancellor_http_refused_connections_total{status="408"} 1.0',
+        'chancellor_http_refused_connections_total{status="400"} 2.0',
+    ]
+    records = [vars(record) for record in caplog.records if record.name == "chancellor.server.protocol"]
+    told = [(record["status"], record["client"]) for record in records]
+    assert told == [(408, "127.0.0.1"), (400, "127.0.0.1"), (400, "127.0.0.1")]
+
+
 @pytest.mark.parametrize("before", [b"", WHOLE])
 @pytest.mark.parametrize("drops", [b"y", b"\r\n"])
 def test_a_head_that_comes_by_drops(impatient: Server, before: bytes, drops: bytes) -> None:
