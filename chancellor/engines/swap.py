@@ -180,7 +180,7 @@ class Swap:
     async def _fit(self, room: Room, resident: Resident, need: Estimate, has: Mapping[str, int]) -> Fit:
         while True:
             taken = self._taken(resident)
-            fit = await in_thread(lambda taken=taken: room.fit(need, taken, *((has,) if has else ())))  # type: ignore[misc]
+            fit = await in_thread(lambda taken=taken: room.fit(need, taken, has))  # type: ignore[misc]
             if taken == self._taken(resident):  # else one has ended meanwhile
                 return fit
 
