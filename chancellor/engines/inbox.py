@@ -14,9 +14,10 @@ __all__ = ["End", "Inbox", "taken_from"]
 
 _TURNS: Final = 8
 """Turns of its loop that LangGraph takes to pass a token on, and some more."""
-_AT_ONCE: Final = 16
-"""How many that have their answer are woken together. With all of a batch in step, the first of them would ask its next
-question only when the last is about to, and the engine would wait."""
+_GROUP: Final = 16
+_GROUP_S: Final = 0.01
+"""How many that have their answer are woken together, and how long before the next. With all of a batch in step, the
+first of them would ask its next question only when the last is about to, and the engine would wait."""
 _BUSY_S: Final = 0.005
 _REST: Final = 2.0
 _LONGEST_REST_S: Final = 0.25
@@ -43,64 +44,78 @@ def taken_from(items: collections.deque[Any]) -> list[Any]:
 class _Bell:
     """Wakes a loop once for all that came meanwhile, to however many inboxes: a wake-up is a system call."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, at_once: int | None = None, rest: float = 0.0) -> None:
-        """Make it.
-
-        Args:
-            loop: the caller's.
-            at_once: how many are woken together; None is all.
-            rest: how much longer than it was busy with those that were woken the loop gets no more.
-        """
-        self._loop = loop
-        self._at_once = at_once
-        self._rest = rest
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
         self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
         self._rung = False
-        self._woke_at = 0.0
 
     def ring(self, waiter: "asyncio.Future[None]") -> None:
+        """Wake who waits, from the other thread."""
         self._waiting.append(waiter)
         if not self._rung:
             self._rung = True
-            self._loop.call_soon_threadsafe(self._wake)
+            self.loop.call_soon_threadsafe(self._wake)
 
-    def _wake(self) -> None:
-        woken, self._woke_at = 0, time.perf_counter()
-        while self._waiting and woken != self._at_once:
+    def wake(self, most: int | None = None) -> int:
+        """Wake who waits; return how many."""
+        woken = 0
+        while self._waiting and woken != most:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_result(None)
                 woken += 1
-        self._settle(_TURNS if woken > 1 else 0)  # one alone has all to itself
+        return woken
 
-    def _settle(self, turns: int) -> None:
-        """Let a busy loop deal with what it was woken for before it gets more; an idle one is through at once."""
-        if turns:
-            self._loop.call_soon(self._settle, turns - 1)
-            return
-        busy = time.perf_counter() - self._woke_at
-        if self._rest and busy > _BUSY_S:
-            self._loop.call_later(min(busy * self._rest, _LONGEST_REST_S), self._look)
-        else:
-            self._look()
-
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Wake who has come to wait meanwhile; without any, from now on a ring does."""
         self._rung = False  # before looking: what is appended from now on rings again
         if self._waiting:
             self._rung = True
             self._wake()
 
+    def _wake(self) -> None:
+        raise NotImplementedError
 
-class _Bells:
-    """A loop's two: one for beginnings and ends of answers, one for what is between, which can wait for some more.
 
-    A loop that is busy with many streams gets their next pieces after a rest. They come joined then, and what each
-    piece costs, several times what a token costs the engines' thread, is paid less often.
+class _Edges(_Bell):
+    """For beginnings and ends of answers, in groups."""
+
+    def _wake(self) -> None:
+        woken = self.wake(_GROUP)
+        if woken < _GROUP:
+            self.loop.call_soon(self.look)
+        else:
+            self.loop.call_later(_GROUP_S, self.look)
+
+
+class _Middles(_Bell):
+    """For what is between. A loop that is busy with many streams gets their next pieces after a rest.
+
+    They come joined then, and what each piece costs, several times what a token costs the engines' thread, is paid less
+    often.
     """
 
+    _woke_at = 0.0
+
+    def _wake(self) -> None:
+        self._woke_at = time.perf_counter()
+        self._settle(_TURNS if self.wake() > 1 else 0)  # one alone has all to itself
+
+    def _settle(self, turns: int) -> None:
+        """Let a busy loop deal with what it was woken for before it gets more; an idle one is through at once."""
+        if turns:
+            self.loop.call_soon(self._settle, turns - 1)
+            return
+        busy = time.perf_counter() - self._woke_at
+        if busy > _BUSY_S:
+            self.loop.call_later(min(busy * _REST, _LONGEST_REST_S), self.look)
+        else:
+            self.look()
+
+
+class _Bells:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.edges = _Bell(loop, at_once=_AT_ONCE)
-        self.middles = _Bell(loop, rest=_REST)
+        self.edges, self.middles = _Edges(loop), _Middles(loop)
 
 
 _bells: Final[weakref.WeakValueDictionary[asyncio.AbstractEventLoop, _Bells]] = weakref.WeakValueDictionary()

@@ -18,6 +18,7 @@ from chancellor.engines.prompt import prompt_ahead
 from chancellor.engines.pulse import Pulse
 from chancellor.engines.vllm_continuing import Continuation
 from chancellor.engines.vllm_loading import load
+from chancellor.engines.vllm_pace import Pace
 from chancellor.engines.vllm_processes import SHUTDOWN_S, Processes
 from chancellor.engines.vllm_requests import delta_of, sampling_params
 from chancellor.errors import (
@@ -53,6 +54,7 @@ class VLLMEngine(Engine):
         self._facts: dict[str, float] = {}
         self._peaks = 0, 0.0
         self._pulse = Pulse()
+        self._pace = Pace()
         self._answering = 0
         self._postmortem: PostMortem | None = None
 
@@ -144,6 +146,7 @@ class VLLMEngine(Engine):
         self._answering += 1
         try:
             sampling = sampling_params(request, prompt, plan)
+            self._pace.set(sampling, llm)
             if produced:
                 own = {"model": self.spec.name, "engine": self.kind, "quantization": self.quantization}
                 continuation = Continuation(request, sampling.clone(), tokenizer, prompt.token_ids, own)
@@ -194,6 +197,7 @@ class VLLMEngine(Engine):
 
     def _record(self, stats: EngineStats) -> None:
         self._pulse.beat()
+        self._pace.note(stats.output_tokens or 0)
         self._stats = stats
         self._peaks = max(self._peaks[0], stats.running), max(self._peaks[1], stats.kv_cache_usage or 0.0)
 

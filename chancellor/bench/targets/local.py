@@ -186,6 +186,12 @@ class RawTarget(LocalTarget):
             )
         super()._use(spec)
 
+    async def begin(self) -> bool:
+        emptied = await super().begin()
+        llm: Any = self.engine.inner()  # vLLM 0.26 has for all requests alike what our engine sets as it needs it
+        llm.output_processor.stream_interval = llm.vllm_config.scheduler_config.stream_interval
+        return emptied
+
     async def drive(self, work: Callable[[], Awaitable[T]]) -> T:
         async def here() -> T:
             return await work()

@@ -1,0 +1,40 @@
+"""How many tokens of a stream vLLM passes on together."""
+
+import math
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+__all__ = ["Pace"]
+
+_PIECES_PER_S: Final = 4000
+"""Pieces of all streams together; one interpreter can pass on two or three times as many, and do nothing else."""
+_WINDOW_S: Final = 0.5
+
+
+class Pace:
+    """One token at a time, as long as Python keeps up with so many pieces; then as many as it takes."""
+
+    def __init__(self) -> None:
+        self.interval = 1
+        """Tokens of a piece, for streams that begin now."""
+        self._tokens, self._at = 0, time.perf_counter()
+
+    def note(self, tokens: int) -> None:
+        """Take how many tokens the engine has made since its start. Called after each of its steps."""
+        seconds = time.perf_counter() - self._at
+        if seconds >= _WINDOW_S:
+            self.interval = max(1, math.ceil((tokens - self._tokens) / seconds / _PIECES_PER_S))
+            self._tokens, self._at = tokens, self._at + seconds
+
+    def set(self, sampling: "SamplingParams", llm: "AsyncLLM") -> None:
+        """Have a request streamed at this pace. The first token and the last never wait for others."""
+        if hasattr(sampling, "stream_interval"):
+            sampling.stream_interval = self.interval
+            return
+        # vLLM 0.26 has it for all requests alike, and reads it when a request is added.
+        processor: Any = llm.output_processor
+        processor.stream_interval = max(self.interval, llm.vllm_config.scheduler_config.stream_interval)
