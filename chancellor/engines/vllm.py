@@ -146,7 +146,8 @@ class VLLMEngine(Engine):
         self._answering += 1
         try:
             sampling = sampling_params(request, prompt, plan)
-            self._pace.set(sampling, llm)
+            if "stream_interval" not in self.spec.engine.vllm:
+                self._pace.set(sampling, llm)
             if produced:
                 own = {"model": self.spec.name, "engine": self.kind, "quantization": self.quantization}
                 continuation = Continuation(request, sampling.clone(), tokenizer, prompt.token_ids, own)

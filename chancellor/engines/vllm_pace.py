@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Pace"]
 
-_PIECES_PER_S: Final = 4000
-"""Pieces of all streams together; one interpreter can pass on two or three times as many, and do nothing else."""
+_PIECES_PER_S: Final = 2000
+"""Pieces of all streams together: a third of what one interpreter has time for, if LangGraph passes them on."""
 _WINDOW_S: Final = 0.5
 
 
@@ -31,7 +31,7 @@ class Pace:
             self._tokens, self._at = tokens, self._at + seconds
 
     def set(self, sampling: "SamplingParams", llm: "AsyncLLM") -> None:
-        """Have a request streamed at this pace. The first token and the last never wait for others."""
+        """Have a request streamed at this pace. Its first token comes by itself, its last when it is there."""
         if hasattr(sampling, "stream_interval"):
             sampling.stream_interval = self.interval
             return

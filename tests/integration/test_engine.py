@@ -9,7 +9,8 @@ import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
 from chancellor import Catalog, ChatModels, create_chancellor, errors
-from chancellor.engines import EnginePool, GenerationRequest
+from chancellor.engines import Delta, EnginePool, GenerationRequest
+from chancellor.engines.vllm_pace import Pace
 from chancellor.nodes import generation_node
 from tests.integration.conftest import INT8, PLAIN
 from tests.unit.test_graph import Graph
@@ -91,6 +92,38 @@ async def test_streaming_gives_the_same_text(graph: Graph) -> None:
     ]
     assert "".join(piece.text for piece in synchronous) == whole.text
     assert pieces[-1].usage_metadata["output_tokens"] == whole.usage_metadata["output_tokens"]
+
+
+@pytest.mark.parametrize("stop", [(), ("5",)])
+def test_several_tokens_of_a_stream_at_a_time(
+    catalog: Catalog, pool: EnginePool, monkeypatch: pytest.MonkeyPatch, stop: tuple[str, ...]
+) -> None:
+    """As under many thousand tokens a second: the same tokens, the first by itself, none twice."""
+    messages = [{"role": "user", "content": "Count from one to forty in digits."}]
+    settings: dict[str, Any] = {"max_tokens": 40, "temperature": 0.0, "logprobs": 1, "stop": stop}
+
+    def streamed() -> list[Delta]:
+        return list(pool._host.iterate(lambda: pool._generate(catalog[INT8], request, None)))
+
+    request = GenerationRequest(messages, stream=True, **settings)
+    singly = streamed()
+    monkeypatch.setattr(Pace, "note", lambda *_: None)
+    engine: Any = asyncio.run(pool.aengine(catalog[INT8]))
+    monkeypatch.setattr(engine._pace, "interval", 4)
+    together = streamed()
+    assert len(together) < len(singly) / 2
+    assert max(len(delta.token_ids) for delta in singly) == 1
+    assert [len(delta.token_ids) for delta in together[:3]] == [1, 4, 4]
+    for part in ("token_ids", "logprobs"):
+        one, other = ([item for delta in deltas for item in getattr(delta, part)] for deltas in (singly, together))
+        if part == "logprobs":
+            one, other = ([(item.token_id, item.token) for item in items] for items in (one, other))
+        assert one == other
+    assert "".join(delta.text for delta in together) == "".join(delta.text for delta in singly)
+    assert (together[-1].finish_reason, together[-1].output_tokens) == (
+        singly[-1].finish_reason,
+        singly[-1].output_tokens,
+    )
 
 
 def test_a_conversation_is_remembered(catalog: Catalog, pool: EnginePool) -> None:
