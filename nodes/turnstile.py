@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import weakref
+from contextlib import suppress
 from typing import Final
 
 __all__ = ["turnstile"]
@@ -32,7 +33,12 @@ class _Turnstile:
             self._left -= 1
             return
         self._waiting.append(turn := loop.create_future())
-        await turn
+        try:
+            await turn
+        except asyncio.CancelledError:
+            with suppress(ValueError):  # what waits keeps its loop from being let go
+                self._waiting.remove(turn)
+            raise
 
     def _next(self) -> None:
         self._left = _GROUP

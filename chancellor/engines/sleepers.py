@@ -146,7 +146,7 @@ class Sleepers:
             resident.sleep_s = time.perf_counter() - began
             left, host = await self._freed(resident, engine, need, before)
         except asyncio.CancelledError:
-            engine.kill()
+            self._given_up(resident, engine)
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the engine cannot be relied on
             self._lost(resident, engine, "fall asleep", error)
@@ -171,7 +171,7 @@ class Sleepers:
             if await bounded(engine, answer(engine), _PROBE_LIMIT_S) != resident.probe:
                 raise EngineDiedError("It does not answer as it did before.")
         except asyncio.CancelledError:
-            engine.kill()
+            self._given_up(resident, engine)
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the engine cannot be relied on
             self._lost(resident, engine, "wake up", error)
@@ -184,6 +184,13 @@ class Sleepers:
         if resident.engine is not None:
             resident.engine.kill()
         self._ending(resident)
+
+    def _given_up(self, resident: Resident, engine: Engine) -> None:
+        if not engine.healthy():  # which is what has ended it
+            self._unsound.add(resident.key)
+        engine.kill()
+        if resident.ending is None:
+            self._ending(resident)
 
     def _lost(self, resident: Resident, engine: Engine, what: str, error: Exception) -> None:
         logger.warning(

@@ -142,7 +142,7 @@ class Swap:
                     victim = None if fit.comfortable else self._least_recent(need.devices, resident)
                     # A GPU's memory comes back with a delay.
                     patient = victim is None and fit.occupied and time.monotonic() - freed < _FREED_S
-                    if not fit.possible or fit.comfortable or (making and victim is None and not patient):
+                    if fit.comfortable or (not patient and (not fit.possible or (making and victim is None))):
                         yield fit
                         return
                 if not making:

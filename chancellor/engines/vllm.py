@@ -147,7 +147,8 @@ class VLLMEngine(Engine):
         try:
             sampling = sampling_params(request, prompt, plan)
             if "stream_interval" not in self.spec.engine.vllm:
-                self._pace.set(sampling, llm)
+                # vLLM's parsers of calls and thoughts are made for single tokens.
+                self._pace.set(sampling, llm, singly=bool(plan.readers or produced))
             if produced:
                 own = {"model": self.spec.name, "engine": self.kind, "quantization": self.quantization}
                 continuation = Continuation(request, sampling.clone(), tokenizer, prompt.token_ids, own)

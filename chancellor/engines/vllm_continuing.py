@@ -55,11 +55,24 @@ class Continuation:
             produced: tokens of the answer so far.
             seconds: since the engine took the request.
         """
-        finished = delta.finish_reason is not None
-        self.ended = self._text.update(list(delta.token_ids), delta.finish_reason == "stop") is not None
+        finished, taken = delta.finish_reason is not None, 0
+        for token_id in delta.token_ids:  # one by one, for a stop text ends it in the middle of what came together
+            taken += 1
+            terminated = delta.finish_reason == "stop" and taken == len(delta.token_ids)
+            if self._text.update([token_id], terminated) is not None:
+                self.ended = True
+                break
         text = self._text.get_next_output_text(finished=finished or self.ended, delta=False)[self._sent :]
         self._sent += len(text)
         if self.ended:
-            delta = replace(delta, finish_reason="stop", output_tokens=produced, inference_time_s=seconds)
+            produced -= len(delta.token_ids) - taken
+            delta = replace(
+                delta,
+                token_ids=delta.token_ids[:taken],
+                logprobs=delta.logprobs[:taken],
+                finish_reason="stop",
+                output_tokens=produced,
+                inference_time_s=seconds,
+            )
         figures = self._figures if finished or self.ended else {}
         return replace(delta, text=text, **figures)

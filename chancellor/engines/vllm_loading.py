@@ -12,7 +12,13 @@ from chancellor.engines.phases import following
 from chancellor.engines.postmortem import PostMortem
 from chancellor.engines.spawn import engine_spawning, environment, starting
 from chancellor.engines.vllm_args import engine_args, process_environment
-from chancellor.engines.vllm_parts import forget_environment, import_async_llm, remember_environment, stat_logger
+from chancellor.engines.vllm_parts import (
+    forget_environment,
+    import_async_llm,
+    keep_imports,
+    remember_environment,
+    stat_logger,
+)
 from chancellor.engines.vllm_processes import Processes
 from chancellor.errors import ChancellorError, EngineStartError, OutOfMemoryError
 from chancellor.quantization.prepare import Prepared, prepare
@@ -49,7 +55,10 @@ def load(
     """
     try:
         with starting, progress.endable(interrupted):
-            return _load(spec, processes, record, interrupted)
+            try:
+                return _load(spec, processes, record, interrupted)
+            finally:
+                remember_environment()
     except ChancellorError:
         raise
     except Exception as error:
@@ -64,7 +73,8 @@ def _load(
     progress.report("start", spec.name, "importing vLLM")
     with environment(process_environment()):
         async_llm = import_async_llm()
-        forget_environment()
+    forget_environment()
+    keep_imports()
     dtype = spec.engine.dtype or default_dtype()
     prepared = prepare(spec, dtype)
     if spec.engine.dtype is None and prepared.dtype is not None:
@@ -93,7 +103,6 @@ def _load(
         raise EngineStartError(
             f"vLLM did not start {spec.name!r}: {reason}", hint=f"The cause is in its log: {log_file()}"
         ) from error
-    remember_environment()
     return Loaded(llm, prepared, facts, postmortem)
 
 

@@ -30,11 +30,19 @@ class Pace:
             self.interval = max(1, math.ceil((tokens - self._tokens) / seconds / _PIECES_PER_S))
             self._tokens, self._at = tokens, self._at + seconds
 
-    def set(self, sampling: "SamplingParams", llm: "AsyncLLM") -> None:
-        """Have a request streamed at this pace. Its first token comes by itself, its last when it is there."""
+    def set(self, sampling: "SamplingParams", llm: "AsyncLLM", *, singly: bool = False) -> None:
+        """Have a request streamed at this pace. Its first token comes by itself, its last when it is there.
+
+        Args:
+            sampling: of the request.
+            llm: that is about to get it.
+            singly: whether each of its tokens is to come by itself.
+        """
+        idle = time.perf_counter() - self._at > 2 * _WINDOW_S  # it makes no steps then, which is what is counted
+        interval = 1 if singly or idle else self.interval
         if hasattr(sampling, "stream_interval"):
-            sampling.stream_interval = self.interval
+            sampling.stream_interval = interval
             return
         # vLLM 0.26 has it for all requests alike, and reads it when a request is added.
         processor: Any = llm.output_processor
-        processor.stream_interval = max(self.interval, llm.vllm_config.scheduler_config.stream_interval)
+        processor.stream_interval = max(interval, llm.vllm_config.scheduler_config.stream_interval)

@@ -1,14 +1,16 @@
 """What the vLLM engine takes of vLLM: its class, a stat logger, and its view of the environment."""
 
 import gc
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
 from chancellor.engines.base import EngineStats
 from chancellor.errors import EngineStartError, MissingDependencyError
 
-__all__ = ["forget_environment", "import_async_llm", "remember_environment", "stat_logger"]
+__all__ = ["forget_environment", "import_async_llm", "keep_imports", "remember_environment", "stat_logger"]
 
 
 @cache
@@ -39,24 +41,23 @@ def forget_environment() -> None:
 
 
 def remember_environment() -> None:
-    """Have vLLM read each of its environment variables once only: it looks one up for every token it passes on.
-
-    And keep what has been imported by now out of the garbage collector's rounds, as vLLM's own server does: the
-    longest of them would hold up every stream.
-    """
-    _environment_cache("enable_envs_cache")
-    _freeze_once()
+    """Have vLLM read each of its environment variables once only: it looks one up for every token it passes on."""
+    with suppress(Exception):  # only speed is lost without it
+        _environment_cache("enable_envs_cache")
 
 
 def _environment_cache(name: str) -> None:
-    from vllm import envs
-
-    if (change := getattr(envs, name, None)) is not None:  # only speed is lost without it
+    envs = sys.modules.get("vllm.envs")  # there is none if vLLM cannot be imported
+    if (change := getattr(envs, name, None)) is not None:
         change()
 
 
 @cache
-def _freeze_once() -> None:
+def keep_imports() -> None:
+    """Keep what has been imported by now out of the garbage collector's rounds, as vLLM's own server does.
+
+    The longest of them would hold up every stream.
+    """
     gc.collect()
     gc.freeze()
 

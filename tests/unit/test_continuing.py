@@ -115,3 +115,16 @@ def test_a_guided_answer_goes_on_anywhere(size: int) -> None:
         rough = followed(asked, ids, dies_after, size, [])
         assert text_of(rough) == JSON
         assert [one for delta in rough for one in delta.token_ids] == ids
+
+
+@pytest.mark.parametrize("size", [2, 4, 7])
+def test_what_comes_together_with_a_stop_text_and_after_it_is_cut(size: int) -> None:
+    ids = tokens(TEXT, end=True)
+    text = demo_tokenizer().decode(ids[:2])
+    asked = GenerationRequest(prompt="", stop=("###",), stream=True, answered=tuple(ids[:2]), answered_text=text)
+    singly, together = (list(gone_on(asked, ids, many, {"stop": ["###"]})) for many in (1, size))
+    one, other = ([token for delta in deltas for token in delta.token_ids] for deltas in (singly, together))
+    assert one == other
+    assert len(one) < len(ids) - 2
+    assert together[-1].finish_reason == "stop"
+    assert together[-1].output_tokens == singly[-1].output_tokens == 2 + len(one)

@@ -1,7 +1,9 @@
 """Runs that begin together go on in groups."""
 
 import asyncio
+import gc
 import time
+import weakref
 from collections import Counter
 
 from chancellor.nodes import complexity_node
@@ -51,6 +53,24 @@ def test_each_loop_has_its_own() -> None:
         return time.perf_counter() - began
 
     assert max(asyncio.run(fill()) for _ in range(3)) < _EVERY_S
+
+
+def test_a_loop_that_ends_in_a_crowd_is_let_go() -> None:
+    loop = asyncio.new_event_loop()
+
+    async def crowd() -> None:
+        tasks = [asyncio.create_task(turnstile()) for _ in range(3 * _GROUP)]
+        await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    loop.run_until_complete(crowd())
+    loop.close()
+    gone = weakref.ref(loop)
+    del loop
+    gc.collect()
+    assert gone() is None
 
 
 async def test_the_first_node_uses_it() -> None:

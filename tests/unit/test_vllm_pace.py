@@ -45,6 +45,21 @@ def test_it_follows_the_load(clock: SimpleNamespace) -> None:
     assert pace.interval == 2
 
 
+def test_what_was_before_a_pause_does_not_count(clock: SimpleNamespace) -> None:
+    pace, sampling = Pace(), SamplingParams()
+    run(pace, clock, 0, rate=9_000, seconds=1.0)
+    clock.now += 60.0
+    pace.set(sampling, processor())
+    assert sampling.stream_interval == 1
+
+
+def test_parsers_get_single_tokens(clock: SimpleNamespace) -> None:
+    pace, sampling = Pace(), SamplingParams()
+    run(pace, clock, 0, rate=9_000, seconds=1.0)
+    pace.set(sampling, processor(), singly=True)
+    assert sampling.stream_interval == 1
+
+
 def processor(own: int = 1) -> Any:
     return SimpleNamespace(
         output_processor=SimpleNamespace(stream_interval=own),

@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from chancellor.engines.vllm_parts import forget_environment, remember_environment
+from chancellor.engines.vllm_parts import forget_environment, keep_imports, remember_environment
 
 
 def test_vllm_reads_its_environment_once_until_the_next_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,6 +24,7 @@ def test_vllm_reads_its_environment_once_until_the_next_start(monkeypatch: pytes
 
 
 def test_what_has_been_imported_is_kept_from_the_garbage_collector() -> None:
-    remember_environment()
-    forget_environment()
+    import vllm  # noqa: F401
+
+    keep_imports()
     assert gc.get_freeze_count() > 100_000
