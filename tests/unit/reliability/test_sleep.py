@@ -174,6 +174,24 @@ def test_a_sleeper_without_room_to_wake_in_is_ended(make: Make) -> None:
     assert "wake a" not in Sleepy.log
 
 
+def test_memory_that_comes_back_late_does_not_cost_a_sleeper(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, close = make(24), Sleepy.close
+    ask(pool, A, B)
+    Sleepy.able = False  # so that b is stopped
+    room: Any = pool._room
+
+    async def late(engine: Sleepy) -> None:
+        await close(engine)
+        room.others = 18.0
+        asyncio.get_running_loop().call_later(1.0, setattr, room, "others", 0.0)
+
+    monkeypatch.setattr(Sleepy, "close", late)
+    monkeypatch.setattr("chancellor.engines.swap._FREED_S", 10.0)
+    ask(pool, A)
+    assert Sleepy.log[-2:] == ["close b", "wake a"]
+    assert starts() == ["a", "b"]
+
+
 def test_too_little_host_memory_stops_it(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make(24)
     monkeypatch.setattr(sleepers, "host_free", lambda: 18 * GIB - 1)  # twice the weights, and 2 GiB
