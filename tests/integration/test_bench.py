@@ -1,12 +1,14 @@
 """The monitor on real engines: what it reports is what they did."""
 
 import json
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +73,19 @@ def test_agents_find_their_prefix_in_the_cache(catalog: Catalog, pool: EnginePoo
     assert sum(sample.cached_tokens or 0 for sample in run.samples) > 300
 
 
+def free_port() -> int:
+    """Return a port below those that connections get: the server takes it only when it has imported vLLM."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("No port is free.")
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """vLLM's own server with the demo model, as users run it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen([sys.executable, "bench/vllm_server.py", "--serve-only", "--port", str(port)])
     try:
         deadline = time.monotonic() + 300
