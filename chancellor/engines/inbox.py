@@ -7,6 +7,7 @@ import asyncio
 import collections
 import time
 import weakref
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
@@ -41,7 +42,7 @@ def taken_from(items: collections.deque[Any]) -> list[Any]:
     return taken
 
 
-class _Bell:
+class _Bell(ABC):
     """Wakes a loop once for all that came meanwhile, to however many inboxes: a wake-up is a system call."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -73,8 +74,9 @@ class _Bell:
             self._rung = True
             self._wake()
 
+    @abstractmethod
     def _wake(self) -> None:
-        raise NotImplementedError
+        """Wake some, and see to it that `look` is called."""
 
 
 class _Edges(_Bell):
