@@ -123,11 +123,17 @@ def quantize(
 
 
 @app.command()
-def doctor(config: Config = None, as_json: Json = False) -> None:
+def doctor(
+    config: Config = None,
+    checksums: Annotated[
+        bool, typer.Option("--checksums", help="Read all files of all models, to find those that have changed.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Say what keeps Chancellor from working here, and the line that mends it; exit code 1 for errors."""
     from chancellor.cli.doctor import run
 
-    run(config, as_json=as_json)
+    run(config, with_checksums=checksums, as_json=as_json)
 
 
 @app.command()

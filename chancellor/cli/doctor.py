@@ -15,10 +15,10 @@ __all__ = ["run"]
 _MARKS: Final = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "error": "[red]✗[/]"}
 
 
-def run(config: Path | None, *, as_json: bool) -> None:
+def run(config: Path | None, *, with_checksums: bool, as_json: bool) -> None:
     """Print the report; exit code 1 if there are errors."""
     with Console(stderr=True, highlight=False).status("looking around") as status:
-        report = examine(config, say=lambda doing: status.update(escape(doing)))
+        report = examine(config, with_checksums=with_checksums, say=lambda doing: status.update(escape(doing)))
     if as_json:
         sys.stdout.write(json.dumps(report.as_json(), ensure_ascii=False) + "\n")
     else:

@@ -15,6 +15,7 @@ from chancellor import gpus as nvml
 from chancellor.catalog import Catalog
 from chancellor.context import explain
 from chancellor.doctor import (
+    checksums,
     engines,
     entries,
     folders,
@@ -79,11 +80,14 @@ class Report:
         return {"ok": self.ok, "checks": checks, "versions": self.versions}
 
 
-def examine(config: Path | None = None, *, say: Callable[[str], None] = lambda _: None) -> Report:
+def examine(
+    config: Path | None = None, *, with_checksums: bool = False, say: Callable[[str], None] = lambda _: None
+) -> Report:
     """Look at everything; a check that raises is a finding, too.
 
     Args:
         config: catalog file; None looks for one as everywhere.
+        with_checksums: read all files of all models, and compare them with what was made, installed or downloaded.
         say: is told what is being done.
     """
     say("reading the catalog")
@@ -114,6 +118,9 @@ def examine(config: Path | None = None, *, say: Callable[[str], None] = lambda _
     sections = [_of_versions(facts), _of_packages(facts, kinds), hardware_, memory_, Section("catalog", general)]
     for entry, fit in zip(models, fits, strict=True):
         section = _section(f"model {entry.spec.name}", _of_entry(entry, facts))
+        if with_checksums:
+            say(f"reading all of {entry.spec.name}")
+            section.findings.extend(collect("checksums", partial(checksums.checksums, entry)))
         findings = [_with_command(found) for found in (*entry.findings, *section.findings, *fit)]
         rejected = catalog is not None and catalog.rejection(entry.spec)
         sections.append(replace(section, findings=_never_chosen(findings, rejected) if rejected else findings))

@@ -22,7 +22,10 @@ _REFUSAL = re.compile(r"\bUnusableWeightError: (.+)")
 _SHORTAGE = re.compile(
     r"OutOfMemoryError: .+|CUDA out of memory.+|No available memory for the cache blocks"
     r"|To serve at least one request .+|(?:Free|Available) memory on (?:device|node) .+|can't allocate memory.+"
-    r"|Cannot allocate memory|std::bad_alloc|\bMemoryError\b.*"
+    r"|(?i:cannot allocate memory)|std::bad_alloc|\bMemoryError\b.*"
+    # ZeroMQ, OpenMP, Python, oneDNN, the dynamic linker
+    r"|FATAL ERROR: OUT OF MEMORY.*|libgomp: (?:Out of memory|Thread creation failed).*|can't start new thread"
+    r"|\bout_of_memory\b|failed to map segment.*"
 )
 _KILLED = re.compile(r"exit code -9\b.*|\{'[\w-]+': -9\}")
 

@@ -97,7 +97,9 @@ def test_an_engine_that_runs_out_of_memory_twice(tmp_path: Path) -> None:
                 size = process.memory_info().vms + 2**25  # enough for one question, not for a batch
                 process.rlimit(psutil.RLIMIT_AS, (size, size))
 
-        for _ in range(2):
+        from chancellor.engines.logs import log_file
+
+        for _ in range(5):  # now and then it is not torch that gets none, and what died then says nothing
             pool.start(model)
             tighten()
             answers = asyncio.run(many())
@@ -106,11 +108,16 @@ def test_an_engine_that_runs_out_of_memory_twice(tmp_path: Path) -> None:
             }))
             found.setdefault("tokens", []).append(sorted({deltas[-1].output_tokens for deltas in answers}))
             found["reason"] = answers[0][-1].fallbacks[0]["reason"]
+            if found["steps"][-1] == [("restart", "died")]:
+                found.setdefault("logs", []).append(log_file().read_text()[-3000:])
+            if len(found["steps"]) - len(found.get("logs", ())) == 2:
+                break
         """,
         wide,
     )
-    assert found["tokens"] == [[20], [20]]
-    assert found["steps"] == [[["restart", "memory"]], [["shorter_context", "memory"]]], found
+    assert all(tokens == [20] for tokens in found["tokens"])
+    known = [steps for steps in found["steps"] if steps != [["restart", "died"]]]
+    assert known == [[["restart", "memory"]], [["shorter_context", "memory"]]], found
 
 
 def test_a_stream_goes_on_in_the_middle_of_a_guide_and_of_a_stop_text(model: Path) -> None:

@@ -38,3 +38,34 @@ def test_a_log_that_was_cleaned_away_is_made_again(folder: Path) -> None:
     logs.log_file().unlink()
     folder.rmdir()
     assert logs.log_file().exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",
+        "RuntimeError: [enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried",
+        "OSError: [Errno 12] Cannot allocate memory",
+        "terminate called after throwing an instance of 'std::bad_alloc'",
+        "FATAL ERROR: OUT OF MEMORY (src/tcp.cpp:12)",
+        "libgomp: Thread creation failed: Resource temporarily unavailable",
+        "RuntimeError: can't start new thread",
+        "dnnl_verbose: out_of_memory",
+        "ImportError: libx.so: failed to map segment from shared object",
+    ],
+)
+def test_what_says_that_memory_was_too_little(folder: Path, line: str) -> None:
+    log = logs.log_file()
+    log.write_text("INFO a start\n")
+    before = log.stat().st_size
+    assert logs.shortage_in(log, 0) is None
+    log.write_text(f"INFO a start\nERROR {line}\n")
+    found = logs.shortage_in(log, before)
+    assert found is not None
+    assert found in line
+
+
+def test_an_odd_setting_of_openmp_is_no_shortage(folder: Path) -> None:
+    log = logs.log_file()
+    log.write_text("libgomp: Invalid value for environment variable OMP_NUM_THREADS\n")
+    assert logs.shortage_in(log, 0) is None
