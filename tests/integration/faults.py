@@ -1,8 +1,10 @@
 """A process of its own for each fault, as a user's program would be: real engines, and what is left afterwards."""
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -44,17 +46,22 @@ print("FOUND " + json.dumps(found), flush=True)
 
 
 def run(body: str, model: Path, *, timeout_s: float = 240, **environment: str) -> dict[str, Any]:
-    """Run the body between head and tail; return what it put into `found`. No process of it may be left."""
-    import os
+    """Run the body between head and tail; return what it put into `found`.
 
+    Nothing of it may be left: no process, no shared memory, no socket or other temporary file.
+    """
     script = HEAD.format(model=str(model)) + textwrap.dedent(body) + TAIL
-    with subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    ) as process:
+    before = shared_memory()
+    with (
+        tempfile.TemporaryDirectory(prefix="faults-") as room,
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TMPDIR": room, **environment},
+        ) as process,
+    ):
         try:
             output, errors = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
@@ -63,9 +70,17 @@ def run(body: str, model: Path, *, timeout_s: float = 240, **environment: str) -
             process.kill()
             output, errors = process.communicate()
             raise AssertionError(f"It hung.\n{output[-2000:]}\n{errors[-4000:]}") from None
+        files = os.listdir(room)
     lines = [line for line in output.splitlines() if line.startswith("FOUND ")]
     assert lines, f"exit code {process.returncode}\n{output[-2000:]}\n{errors[-4000:]}"
     found: dict[str, Any] = json.loads(lines[0].removeprefix("FOUND "))
     assert found["left"] == []
     assert process.returncode == 0, errors[-4000:]
+    assert files == []
+    assert shared_memory() <= before
     return found
+
+
+def shared_memory() -> set[str]:
+    """Return the segments and semaphores that there are: they outlive their processes."""
+    return set(os.listdir("/dev/shm"))  # noqa: S108 - that is where they are

@@ -40,6 +40,8 @@ def test_thirty_two_requests_outlive_their_engine(model: Path, kind: str) -> Non
             return await asyncio.gather(*tasks)
 
         calm = asyncio.run(all_of_them(None))
+        memory = psutil.Process().memory_full_info
+        before = memory().uss
         for fault in (signal.SIGKILL, signal.SIGSTOP):
             began = time.monotonic()
             rough = asyncio.run(all_of_them(fault))
@@ -50,9 +52,11 @@ def test_thirty_two_requests_outlive_their_engine(model: Path, kind: str) -> Non
                 "steps": sorted({{" ".join(one[3]) for one in rough}}),
             }}
         found["next"] = asyncio.run(text(pool.agenerate(model, request(max_tokens=5)))) != ""
+        found["grown_mib"] = (memory().uss - before) / 2**20
         """,
         model,
     )
+    assert found["grown_mib"] < 64
     for fault in ("SIGKILL", "SIGSTOP"):
         seen = found[fault]
         assert (seen["same"], seen["tokens"], seen["steps"]) == (32, [150], ["restart"]), fault
@@ -284,7 +288,11 @@ def test_three_hundred_callers_of_whom_a_third_gives_up_and_deadlines(model: Pat
 
         async def all_of_them():
             await pool.astart(model)
-            return await asyncio.gather(*(one(number) for number in range(300)))
+            await asyncio.gather(*(one(number) for number in range(30)))
+            before = psutil.Process().memory_full_info().uss
+            answers = await asyncio.gather(*(one(number) for number in range(300)))
+            found["grown_mib"] = (psutil.Process().memory_full_info().uss - before) / 2**20
+            return answers
 
         answers = asyncio.run(all_of_them())
         found["answers"] = {kind: answers.count(kind) for kind in set(answers)}
@@ -308,6 +316,7 @@ def test_three_hundred_callers_of_whom_a_third_gives_up_and_deadlines(model: Pat
     answers = found["answers"]
     assert set(answers) <= {"answered", "gone"}
     assert answers["answered"] >= 200
+    assert found["grown_mib"] < 64
     assert found["idle"] == [0, 0, 0.0]
     assert len(found["seconds"]) == 3
     assert max(found["seconds"]) < 1
