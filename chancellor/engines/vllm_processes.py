@@ -2,6 +2,9 @@
 
 import asyncio
 import multiprocessing
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
@@ -10,17 +13,19 @@ from typing import Any, Final
 
 import psutil
 
-from chancellor.engines.spawn import PROCESS_NAMES
+from chancellor.engines.spawn import PROCESS_NAMES, environment
 
 __all__ = ["SHUTDOWN_S", "Processes"]
 
 _SEGMENT: Final = "/dev/shm/psm_"  # noqa: S108 - where multiprocessing.shared_memory keeps them on Linux
+_LONGEST: Final = 60
+"""Characters that a folder's path may have: with a socket's name it has to stay below the 107 of a Unix address."""
 SHUTDOWN_S: Final = 10.0
 """How long an engine may take to end before it is killed."""
 
 
 class Processes:
-    """What vLLM starts for an engine: processes, those below them, and the memory that they share."""
+    """What vLLM starts for an engine: processes, those below them, the memory that they share, and their sockets."""
 
     def __init__(self) -> None:
         self._before: set[Any] = set()
@@ -28,6 +33,7 @@ class Processes:
         self._all: list[psutil.Process] = []
         self._segments: set[Path] = set()
         self._sentinels: list[int] = []
+        self._sockets: Path | None = None
 
     @property
     def all(self) -> list[psutil.Process]:
@@ -38,12 +44,15 @@ class Processes:
     def starting(self) -> Iterator[None]:
         """Take what is started within the block for the engine's; kill it on an error. Hold `spawn.starting`."""
         self._before, self._starting = _children(), True
+        self._sockets = folder = _folder()
         try:
-            yield
+            with environment({} if folder is None else {"VLLM_RPC_BASE_PATH": str(folder)}):
+                yield
             self._all = _with_children(_children() - self._before)
             self._segments = _shared_memory(self._all)
         except Exception:
             _end(_with_children(_children() - self._before), timeout_s=0)
+            self._remove_sockets()
             raise
         finally:
             self._starting = False
@@ -77,6 +86,22 @@ class Processes:
         """Kill what a shutdown has left after some seconds, and remove the memory that it leaves behind."""
         _end(self._all, patience_s)
         _remove(self._segments)
+        self._remove_sockets()
+
+    def _remove_sockets(self) -> None:
+        """Remove what vLLM leaves behind of every engine, also of one that was shut down."""
+        if self._sockets is not None:
+            shutil.rmtree(self._sockets, ignore_errors=True)
+
+
+def _folder() -> Path | None:
+    """Make a folder for an engine's sockets that nobody else can look into.
+
+    None where the user has chosen one, or its path would be too long.
+    """
+    if "VLLM_RPC_BASE_PATH" in os.environ or len(tempfile.gettempdir()) > _LONGEST:
+        return None
+    return Path(tempfile.mkdtemp(prefix="chancellor-"))
 
 
 def _children() -> set[Any]:

@@ -1,8 +1,11 @@
 """What the vLLM engine does around vLLM, without one."""
 
 import asyncio
+import os
+import stat
 import subprocess
 import sys
+import tempfile
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +18,7 @@ from chancellor import ModelSpec
 from chancellor.engines.logs import log_file
 from chancellor.engines.postmortem import PostMortem
 from chancellor.engines.vllm import VLLMEngine
+from chancellor.engines.vllm_processes import Processes
 from chancellor.errors import EngineStartError, OutOfMemoryError
 
 SPEC = ModelSpec(name="m", source="shape:nano", trinity=99)
@@ -71,3 +75,47 @@ def test_a_shutdown_that_fails_leaves_nothing() -> None:
         finally:
             memory.close()
             process.kill()
+
+
+class TestSockets:
+    """vLLM leaves those of every engine behind."""
+
+    @pytest.fixture(autouse=True)
+    def folder(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("VLLM_RPC_BASE_PATH", raising=False)
+        monkeypatch.setattr(tempfile, "tempdir", "/tmp")  # pytest's own is too long for a socket
+
+    def test_they_go_with_the_engine(self) -> None:
+        processes = Processes()
+        with processes.starting():
+            place = Path(os.environ["VLLM_RPC_BASE_PATH"])
+            (place / "a").touch()
+        assert "VLLM_RPC_BASE_PATH" not in os.environ
+        assert stat.S_IMODE(place.stat().st_mode) == 0o700
+        processes.end()
+        assert not place.exists()
+
+    def test_they_go_when_the_start_fails(self) -> None:
+        places = []
+
+        def start() -> None:
+            with Processes().starting():
+                places.append(Path(os.environ["VLLM_RPC_BASE_PATH"]))
+                raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            start()
+        assert not places[0].exists()
+
+    def test_a_users_own_place_is_left_alone(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("VLLM_RPC_BASE_PATH", str(tmp_path))
+        processes = Processes()
+        with processes.starting():
+            assert os.environ["VLLM_RPC_BASE_PATH"] == str(tmp_path)
+        processes.end()
+        assert tmp_path.exists()
+
+    def test_a_path_too_long_for_a_socket(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * 70)
+        with Processes().starting():
+            assert "VLLM_RPC_BASE_PATH" not in os.environ
