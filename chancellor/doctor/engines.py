@@ -11,9 +11,10 @@ from chancellor.checkpoints.inspect import read_json
 from chancellor.doctor.entries import Entry
 from chancellor.doctor.finding import Finding, error, ok, warning
 from chancellor.doctor.probes import Facts
+from chancellor.engines.hardware import needed_to_compile
 from chancellor.quantization.schemes import SCHEMES
 
-__all__ = ["architecture", "context", "parsers", "questions", "template", "weights"]
+__all__ = ["architecture", "compiler", "context", "parsers", "questions", "template", "weights"]
 
 _OWN_PARSER: Final = "hermes"  # needs no parser of vLLM's
 
@@ -169,3 +170,14 @@ def _stretch(config: Mapping[str, Any]) -> float:
     kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, dict) else None
     factor = scaling.get("factor") if kind in ("linear", "dynamic") else None
     return float(factor) if isinstance(factor, int | float) else 1.0
+
+
+def compiler(spec: ModelSpec, probes: Mapping[str, Facts]) -> Iterator[Finding]:
+    """Look at whether torch.compile can do what the entry asks of it. A GPU's code needs no compiler for the CPU's."""
+    if spec.engine.kind != "vllm" or spec.engine.enforce_eager is not False or probes.get("torch", {}).get("cuda"):
+        return
+    if (missing := needed_to_compile()) is None:
+        yield ok("compiler", "torch.compile has what it needs")
+        return
+    message = f"it runs without torch.compile, slower: that needs {missing}, which is not here"
+    yield warning("compiler", message, "apt-get install g++ python3-dev (or leave enforce_eager out)")

@@ -1,12 +1,14 @@
 """What this machine computes with."""
 
 import os
+import shutil
+import sysconfig
 from functools import cache
 from pathlib import Path
 
 from chancellor.errors import MissingDependencyError
 
-__all__ = ["cpu_has_bfloat16", "cpu_ids", "default_dtype", "gpu_count"]
+__all__ = ["cpu_has_bfloat16", "cpu_ids", "default_dtype", "gpu_count", "needed_to_compile"]
 
 
 @cache
@@ -38,3 +40,13 @@ def default_dtype() -> str:
 def cpu_ids() -> str:
     """Return the CPUs this process may use, as a comma-separated list."""
     return ",".join(str(cpu) for cpu in sorted(os.sched_getaffinity(0)))
+
+
+def needed_to_compile() -> str | None:
+    """Return what torch.compile needs for a CPU and does not find here, or None if it finds all."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        return f"a C++ compiler ({compiler})"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "Python's headers (Python.h)"
+    return None

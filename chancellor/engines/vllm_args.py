@@ -1,12 +1,13 @@
 """From a catalog entry to the arguments and environment of a vLLM engine."""
 
 import copy
+import logging
 import os
 from typing import TYPE_CHECKING, Any, Final
 
 from chancellor.catalog import ModelSpec
 from chancellor.checkpoints.inspect import read_json
-from chancellor.engines.hardware import cpu_ids, gpu_count
+from chancellor.engines.hardware import cpu_ids, gpu_count, needed_to_compile
 from chancellor.engines.logs import LOG_VARIABLE, log_file, vllm_logging_config
 from chancellor.engines.sleep import may_sleep
 from chancellor.errors import QuantizationError
@@ -27,6 +28,7 @@ __all__ = [
     "tensor_parallel_size",
 ]
 
+logger = logging.getLogger(__name__)
 _GIB: Final = 2**30
 CPU_SEQUENCES: Final = 64
 GPU_SEQUENCES: Final = 256
@@ -49,7 +51,7 @@ def engine_args(spec: ModelSpec, prepared: Prepared, dtype: str) -> "AsyncEngine
         "max_model_len": max_model_len,
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "tensor_parallel_size": options.tensor_parallel_size or tensor_parallel_size(config, gpu_count()),
-        "enforce_eager": on_cpu if options.enforce_eager is None else options.enforce_eager,
+        "enforce_eager": _eager(spec, on_cpu=on_cpu),
         # AsyncLLM's own defaults for these two are those of a small server.
         "max_num_seqs": sequences,
         "max_num_batched_tokens": max(BATCHED_TOKENS, max_model_len),
@@ -79,6 +81,15 @@ def engine_args(spec: ModelSpec, prepared: Prepared, dtype: str) -> "AsyncEngine
     if plug_in := _plug_in_options(spec, prepared):
         arguments["additional_config"] = {"chancellor": plug_in}
     return AsyncEngineArgs(**_with_options(arguments, options.vllm))
+
+
+def _eager(spec: ModelSpec, *, on_cpu: bool) -> bool:
+    """Return whether to run without torch.compile: as the entry says, but for where it cannot be had."""
+    eager = spec.engine.enforce_eager
+    if eager is False and on_cpu and (missing := needed_to_compile()) is not None:
+        logger.warning("%s runs without torch.compile, slower: it needs %s, which is not here", spec.name, missing)
+        return True
+    return on_cpu if eager is None else eager
 
 
 def process_environment() -> dict[str, str]:

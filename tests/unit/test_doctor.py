@@ -502,6 +502,17 @@ class TestEngines:
         assert look(vllm={"max_model_len": 2048}) == []
         assert look(vllm={"max_model_len": 2049}) == ["error"]
 
+    def test_what_compiling_needs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        compiled = spec("x", enforce_eager=False)
+        monkeypatch.setattr(engines, "needed_to_compile", lambda: "a C++ compiler (g++)")
+        found = one(engines.compiler(compiled, {"torch": TORCH}), "compiler")
+        assert found.status == "warning"
+        assert "C++ compiler" in found.message
+        assert list(engines.compiler(compiled, {"torch": CUDA})) == []
+        assert list(engines.compiler(spec("x"), {"torch": TORCH})) == []
+        monkeypatch.setattr(engines, "needed_to_compile", lambda: None)
+        assert one(engines.compiler(compiled, {"torch": TORCH}), "compiler").status == "ok"
+
     def test_what_the_plug_in_says_of_weights(self, model: Path) -> None:
         entry = entries.look(spec(model, scheme="fp8"), "float32")
         asked = engines.questions([entry], on_gpu=False)

@@ -1,0 +1,47 @@
+"""What torch.compile needs on a CPU, and what an engine does without it."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from chancellor.catalog import EngineOptions, ModelSpec
+from chancellor.engines import hardware, vllm_args
+from chancellor.engines.hardware import needed_to_compile
+
+
+def test_it_needs_a_compiler_and_pythons_headers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler = tmp_path / "own-c++"
+    monkeypatch.setenv("CXX", str(compiler))
+    assert needed_to_compile() == f"a C++ compiler ({compiler})"
+    compiler.touch(mode=0o755)
+    monkeypatch.setattr(hardware.sysconfig, "get_path", lambda _: str(tmp_path))
+    assert needed_to_compile() == "Python's headers (Python.h)"
+    (tmp_path / "Python.h").touch()
+    assert needed_to_compile() is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "on_cpu", "missing", "eager"),
+    [
+        (None, True, None, True),
+        (None, False, None, False),
+        (True, False, None, True),
+        (False, True, None, False),
+        (False, True, "g++", True),
+        (False, False, "g++", False),
+    ],
+)
+def test_without_it_an_engine_runs_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    asked: bool | None,
+    on_cpu: bool,
+    missing: str | None,
+    eager: bool,
+) -> None:
+    monkeypatch.setattr(vllm_args, "needed_to_compile", lambda: missing)
+    spec = ModelSpec(name="x", source="shape:nano", trinity=96, engine=EngineOptions(enforce_eager=asked))
+    with caplog.at_level(logging.WARNING):
+        assert vllm_args._eager(spec, on_cpu=on_cpu) is eager
+    assert ("without torch.compile" in caplog.text) is (asked is False and on_cpu and missing is not None)
