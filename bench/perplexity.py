@@ -31,6 +31,8 @@ from typing import Any
 WINDOW = 512
 VOCABULARY = 32_000  # of random models
 
+ENGINES = "of vllm, vllm-compiled, vllm-saved, vllm-2-gpus, transformers"
+
 
 def windows(text: Path, tokenizer: Any, tokens: int) -> list[list[int]]:
     """Return the text in windows of equal length."""
@@ -77,7 +79,7 @@ def saved(folder: str, scheme: str, dtype: str) -> str:
 
 
 def in_vllm(
-    folder: str, scheme: str, dtype: str, parts: list[list[int]], ranks: int = 1
+    folder: str, scheme: str, dtype: str, parts: list[list[int]], ranks: int = 1, *, compiled: bool = False
 ) -> tuple[list[float], list[int]]:
     """Return the negative log probability and the likeliest token of each place."""
     import torch
@@ -91,7 +93,7 @@ def in_vllm(
         dtype=dtype,
         max_model_len=WINDOW + 8,
         max_num_seqs=8,
-        enforce_eager=True,
+        enforce_eager=not compiled,
         enable_prefix_caching=False,
         skip_tokenizer_init=True,
         tensor_parallel_size=ranks,
@@ -160,7 +162,8 @@ def do_task(task: Path) -> None:
     elif engine == "transformers":
         found = in_transformers(folder, scheme, dtype, parts)
     else:
-        found = in_vllm(folder, scheme, dtype, parts, ranks=2 if engine == "vllm-2-gpus" else 1)
+        ranks = 2 if engine == "vllm-2-gpus" else 1
+        found = in_vllm(folder, scheme, dtype, parts, ranks, compiled=engine == "vllm-compiled")
     task.with_suffix(".done").write_text(json.dumps(found), encoding="utf-8")
 
 
@@ -206,7 +209,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path)
     parser.add_argument("--task", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--schemes", default="none,int8,int4wo")
-    parser.add_argument("--engines", default="vllm,transformers", help="of vllm, vllm-saved, vllm-2-gpus, transformers")
+    parser.add_argument("--engines", default="vllm,transformers", help=ENGINES)
     parser.add_argument("--at-once", type=int, default=1, help="rows that run at the same time")
     parser.add_argument("--tokens", type=int, default=51_200)
     parser.add_argument("--dtype", default="bfloat16")

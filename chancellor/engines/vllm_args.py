@@ -105,6 +105,8 @@ def process_environment() -> dict[str, str]:
     if gpu_count() == 0:
         # vLLM keeps one core for itself by default, which halves the speed on two.
         variables["VLLM_CPU_OMP_THREADS_BIND"] = cpu_ids()
+        # On a CPU vLLM 0.32 cannot load what it has compiled and saved; inductor's own cache is warm at a second start.
+        variables["VLLM_USE_AOT_COMPILE"] = "0"
     return variables
 
 
