@@ -76,13 +76,13 @@ def test_what_came_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (found,) = look("org/name")
     assert found.status == "ok"
     assert f"{len(list(original.iterdir()))} files" in found.message
-    for file in ("model.safetensors", "config.json"):
-        blob = (snapshot / file).resolve()
+    for damaged in ("model.safetensors", "config.json"):
+        blob = (snapshot / damaged).resolve()
         before = blob.read_bytes()
-        blob.write_bytes(before.replace(b"512", b"511") if file == "config.json" else before[:-1] + b"\1")
+        blob.write_bytes(before.replace(b"512", b"511") if damaged == "config.json" else before[:-1] + b"\1")
         (found,) = look("org/name")
         assert found.status == "error"
-        assert found.message == f"{snapshot / file} is not what was downloaded"
+        assert found.message == f"{snapshot / damaged} is not what was downloaded"
         assert found.fix == f"rm {blob} && hf download org/name --revision {commit}"
         blob.write_bytes(before)
 

@@ -1,12 +1,13 @@
 """What torch.compile needs on a CPU, and what an engine does without it."""
 
 import logging
+import sysconfig
 from pathlib import Path
 
 import pytest
 
 from chancellor.catalog import EngineOptions, ModelSpec
-from chancellor.engines import hardware, vllm_args
+from chancellor.engines import vllm_args
 from chancellor.engines.hardware import needed_to_compile
 
 
@@ -15,7 +16,7 @@ def test_it_needs_a_compiler_and_pythons_headers(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CXX", str(compiler))
     assert needed_to_compile() == f"a C++ compiler ({compiler})"
     compiler.touch(mode=0o755)
-    monkeypatch.setattr(hardware.sysconfig, "get_path", lambda _: str(tmp_path))
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
     assert needed_to_compile() == "Python's headers (Python.h)"
     (tmp_path / "Python.h").touch()
     assert needed_to_compile() is None
