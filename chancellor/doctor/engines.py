@@ -11,7 +11,7 @@ from chancellor.checkpoints.inspect import read_json
 from chancellor.doctor.entries import Entry
 from chancellor.doctor.finding import Finding, error, ok, warning
 from chancellor.doctor.probes import Facts
-from chancellor.engines.hardware import needed_to_compile
+from chancellor.engines.hardware import why_not_compile
 from chancellor.quantization.schemes import SCHEMES
 
 __all__ = ["architecture", "compiler", "context", "parsers", "questions", "template", "weights"]
@@ -172,12 +172,13 @@ def _stretch(config: Mapping[str, Any]) -> float:
     return float(factor) if isinstance(factor, int | float) else 1.0
 
 
-def compiler(spec: ModelSpec, probes: Mapping[str, Facts]) -> Iterator[Finding]:
+def compiler(entry: Entry, probes: Mapping[str, Facts]) -> Iterator[Finding]:
     """Look at whether torch.compile can do what the entry asks of it. A GPU's code needs no compiler for the CPU's."""
-    if spec.engine.kind != "vllm" or spec.engine.enforce_eager is not False or probes.get("torch", {}).get("cuda"):
+    options = entry.spec.engine
+    if options.kind != "vllm" or options.enforce_eager is not False or probes.get("torch", {}).get("cuda"):
         return
-    if (missing := needed_to_compile()) is None:
+    if (reason := why_not_compile(entry.dtype)) is None:
         yield ok("compiler", "torch.compile has what it needs")
         return
-    message = f"it runs without torch.compile, slower: that needs {missing}, which is not here"
-    yield warning("compiler", message, "apt-get install g++ python3-dev (or leave enforce_eager out)")
+    fix = 'Leave enforce_eager out, or: apt-get install g++ python3-dev; or set dtype = "float32"'
+    yield warning("compiler", f"it runs without torch.compile, slower: {reason}", fix)

@@ -220,7 +220,7 @@ def _of_entry(entry: entries.Entry, facts: dict[str, probes.Facts]) -> _Checks:
         "chat-template": lambda: engines.template(entry),
         "parsers": lambda: engines.parsers(spec, facts),
         "context": lambda: engines.context(entry),
-        "compiler": lambda: engines.compiler(spec, facts),
+        "compiler": lambda: engines.compiler(entry, facts),
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from chancellor.errors import MissingDependencyError
 
-__all__ = ["cpu_has_bfloat16", "cpu_ids", "default_dtype", "gpu_count", "needed_to_compile"]
+__all__ = ["cpu_has_bfloat16", "cpu_ids", "default_dtype", "gpu_count", "why_not_compile"]
 
 
 @cache
@@ -42,11 +42,17 @@ def cpu_ids() -> str:
     return ",".join(str(cpu) for cpu in sorted(os.sched_getaffinity(0)))
 
 
-def needed_to_compile() -> str | None:
-    """Return what torch.compile needs for a CPU and does not find here, or None if it finds all."""
+def why_not_compile(dtype: str) -> str | None:
+    """Return why torch.compile is not to be used on this CPU, or None if it may be.
+
+    Args:
+        dtype: compute type of the engine.
+    """
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
-        return f"a C++ compiler ({compiler})"
+        return f"there is no C++ compiler ({compiler})"
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-        return "Python's headers (Python.h)"
+        return "Python's headers (Python.h) are not here"
+    if dtype == "bfloat16" and not cpu_has_bfloat16():
+        return "compiled bfloat16 has answered wrongly on CPUs that do not multiply it themselves"
     return None

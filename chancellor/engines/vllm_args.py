@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from chancellor.catalog import ModelSpec
 from chancellor.checkpoints.inspect import read_json
-from chancellor.engines.hardware import cpu_ids, gpu_count, needed_to_compile
+from chancellor.engines.hardware import cpu_ids, gpu_count, why_not_compile
 from chancellor.engines.logs import LOG_VARIABLE, log_file, vllm_logging_config
 from chancellor.engines.sleep import may_sleep
 from chancellor.errors import QuantizationError
@@ -51,7 +51,7 @@ def engine_args(spec: ModelSpec, prepared: Prepared, dtype: str) -> "AsyncEngine
         "max_model_len": max_model_len,
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "tensor_parallel_size": options.tensor_parallel_size or tensor_parallel_size(config, gpu_count()),
-        "enforce_eager": _eager(spec, on_cpu=on_cpu),
+        "enforce_eager": _eager(spec, dtype, on_cpu=on_cpu),
         # AsyncLLM's own defaults for these two are those of a small server.
         "max_num_seqs": sequences,
         "max_num_batched_tokens": max(BATCHED_TOKENS, max_model_len),
@@ -83,11 +83,11 @@ def engine_args(spec: ModelSpec, prepared: Prepared, dtype: str) -> "AsyncEngine
     return AsyncEngineArgs(**_with_options(arguments, options.vllm))
 
 
-def _eager(spec: ModelSpec, *, on_cpu: bool) -> bool:
-    """Return whether to run without torch.compile: as the entry says, but for where it cannot be had."""
+def _eager(spec: ModelSpec, dtype: str, *, on_cpu: bool) -> bool:
+    """Return whether to run without torch.compile: as the entry says, but for where that cannot be or is wrong."""
     eager = spec.engine.enforce_eager
-    if eager is False and on_cpu and (missing := needed_to_compile()) is not None:
-        logger.warning("%s runs without torch.compile, slower: it needs %s, which is not here", spec.name, missing)
+    if eager is False and on_cpu and (reason := why_not_compile(dtype)) is not None:
+        logger.warning("%s runs without torch.compile, slower: %s", spec.name, reason)
         return True
     return on_cpu if eager is None else eager
 

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from chancellor.engines.hardware import needed_to_compile
+from chancellor.engines.hardware import why_not_compile
 from tests.integration.faults import run
 from tests.tiny import make_model
 
 pytestmark = pytest.mark.engine
 
 
-@pytest.mark.skipif(needed_to_compile() is not None, reason="nothing compiles here")
+@pytest.mark.skipif(why_not_compile("float32") is not None, reason="nothing compiles here")
 def test_compiled_engines_answer_as_others_do_and_start_warm(tmp_path: Path) -> None:
     found = run(
         """

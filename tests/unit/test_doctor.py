@@ -503,14 +503,14 @@ class TestEngines:
         assert look(vllm={"max_model_len": 2049}) == ["error"]
 
     def test_what_compiling_needs(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        compiled = spec("x", enforce_eager=False)
-        monkeypatch.setattr(engines, "needed_to_compile", lambda: "a C++ compiler (g++)")
+        compiled = entries.Entry(spec("x", enforce_eager=False), "bfloat16")
+        monkeypatch.setattr(engines, "why_not_compile", lambda dtype: f"there is no C++ compiler for {dtype}")
         found = one(engines.compiler(compiled, {"torch": TORCH}), "compiler")
         assert found.status == "warning"
-        assert "C++ compiler" in found.message
+        assert "no C++ compiler for bfloat16" in found.message
         assert list(engines.compiler(compiled, {"torch": CUDA})) == []
-        assert list(engines.compiler(spec("x"), {"torch": TORCH})) == []
-        monkeypatch.setattr(engines, "needed_to_compile", lambda: None)
+        assert list(engines.compiler(entries.Entry(spec("x"), "bfloat16"), {"torch": TORCH})) == []
+        monkeypatch.setattr(engines, "why_not_compile", lambda _: None)
         assert one(engines.compiler(compiled, {"torch": TORCH}), "compiler").status == "ok"
 
     def test_what_the_plug_in_says_of_weights(self, model: Path) -> None:

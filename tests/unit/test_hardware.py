@@ -7,19 +7,25 @@ from pathlib import Path
 import pytest
 
 from chancellor.catalog import EngineOptions, ModelSpec
-from chancellor.engines import vllm_args
-from chancellor.engines.hardware import needed_to_compile
+from chancellor.engines import hardware, vllm_args
+from chancellor.engines.hardware import why_not_compile
 
 
-def test_it_needs_a_compiler_and_pythons_headers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_it_needs_a_compiler_headers_and_a_type_that_the_cpu_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     compiler = tmp_path / "own-c++"
     monkeypatch.setenv("CXX", str(compiler))
-    assert needed_to_compile() == f"a C++ compiler ({compiler})"
+    monkeypatch.setattr(hardware, "cpu_has_bfloat16", lambda: False)
+    assert why_not_compile("float32") == f"there is no C++ compiler ({compiler})"
     compiler.touch(mode=0o755)
     monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
-    assert needed_to_compile() == "Python's headers (Python.h)"
+    assert why_not_compile("float32") == "Python's headers (Python.h) are not here"
     (tmp_path / "Python.h").touch()
-    assert needed_to_compile() is None
+    assert why_not_compile("float32") is None
+    assert "answered wrongly" in (why_not_compile("bfloat16") or "")
+    monkeypatch.setattr(hardware, "cpu_has_bfloat16", lambda: True)
+    assert why_not_compile("bfloat16") is None
 
 
 @pytest.mark.parametrize(
@@ -41,8 +47,8 @@ def test_without_it_an_engine_runs_all_the_same(
     missing: str | None,
     eager: bool,
 ) -> None:
-    monkeypatch.setattr(vllm_args, "needed_to_compile", lambda: missing)
+    monkeypatch.setattr(vllm_args, "why_not_compile", lambda _: missing)
     spec = ModelSpec(name="x", source="shape:nano", trinity=96, engine=EngineOptions(enforce_eager=asked))
     with caplog.at_level(logging.WARNING):
-        assert vllm_args._eager(spec, on_cpu=on_cpu) is eager
+        assert vllm_args._eager(spec, "float32", on_cpu=on_cpu) is eager
     assert ("without torch.compile" in caplog.text) is (asked is False and on_cpu and missing is not None)
