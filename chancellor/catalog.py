@@ -55,8 +55,8 @@ class EngineOptions(BaseModel):
     max_queue: Annotated[int | None, Field(ge=1)] = None
     """Most requests that may be under way at once, in the batch or waiting; None is 16 batches."""
     enforce_eager: bool | None = None
-    """Run without torch.compile and CUDA graphs. None is True on a CPU: there False makes each start half a minute
-    longer, and answers up to 1.6 times faster (docs/benchmarks.md)."""
+    """Run without torch.compile and CUDA graphs. None is True on a CPU: there False makes the first start a minute
+    longer, and a small model's answers 1.3 to 1.5 times as fast (docs/benchmarks.md)."""
     kernels: Literal["vllm", "torchao"] = "vllm"
     """What multiplies with TorchAO's weights in vLLM: vLLM's own kernels, or TorchAO's, which is vLLM's stock path."""
     quantize_lm_head: bool = False

@@ -15,7 +15,7 @@ _PICKLES = ["*.bin", "*.pt", "*.pth"]
 
 
 def cached(repo: str, revision: str | None) -> Path | None:
-    """Return the snapshot's folder if it is in the hub's cache, else None."""
+    """Return the snapshot's folder if it is in the hub's cache, else None. Files may be missing in it."""
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -23,7 +23,9 @@ def cached(repo: str, revision: str | None) -> Path | None:
         return None
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=_FILES, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
+    except LocalEntryNotFoundError as error:
+        return _incomplete(error)
+    except HFValidationError:
         return None
 
 
@@ -64,6 +66,8 @@ def download(repo: str, revision: str | None, *, allow_pickle: bool = False) -> 
             hint="Check the spelling of source and revision; a private repository needs: hf auth login",
         ) from error
     except LocalEntryNotFoundError as error:
+        if constants.HF_HUB_OFFLINE and (there := _incomplete(error)) is not None:
+            return there
         raise DownloadError(f"{at} is not on this machine, and the hub is switched off (HF_HUB_OFFLINE).") from error
     except ChancellorError:
         raise
@@ -98,3 +102,12 @@ def _bar(repo: str) -> type[Any]:
                 progress.report("download", repo, "downloading", int(self.n), int(self.total or 0) or None)
 
     return Bar
+
+
+def _incomplete(error: Exception) -> Path | None:
+    """Return the folder that lacks files which match, but were never wanted, as a GGUF file beside safetensors.
+
+    huggingface_hub 2 knows what the repository has; what is missing of the weights is found when they are read.
+    """
+    path = getattr(error, "snapshot_path", None)
+    return None if path is None else Path(path)

@@ -177,8 +177,8 @@ def compiler(entry: Entry, probes: Mapping[str, Facts]) -> Iterator[Finding]:
     options = entry.spec.engine
     if options.kind != "vllm" or options.enforce_eager is not False or probes.get("torch", {}).get("cuda"):
         return
-    if (reason := why_not_compile(entry.dtype)) is None:
+    if (found := why_not_compile(entry.dtype)) is None:
         yield ok("compiler", "torch.compile has what it needs")
         return
-    fix = 'Leave enforce_eager out, or: apt-get install g++ python3-dev; or set dtype = "float32"'
+    reason, fix = found
     yield warning("compiler", f"it runs without torch.compile, slower: {reason}", fix)

@@ -42,17 +42,19 @@ def cpu_ids() -> str:
     return ",".join(str(cpu) for cpu in sorted(os.sched_getaffinity(0)))
 
 
-def why_not_compile(dtype: str) -> str | None:
-    """Return why torch.compile is not to be used on this CPU, or None if it may be.
+def why_not_compile(dtype: str) -> tuple[str, str] | None:
+    """Return why torch.compile is not to be used on this CPU, and what to do; or None if it may be.
 
     Args:
         dtype: compute type of the engine.
     """
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
-        return f"there is no C++ compiler ({compiler})"
-    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-        return "Python's headers (Python.h) are not here"
+        return f"there is no C++ compiler ({compiler})", "apt-get install g++ (or leave enforce_eager out)"
+    headers = sysconfig.get_path("include")
+    if not Path(headers, "Python.h").is_file():
+        return f"Python's headers are not in {headers}", "apt-get install python3-dev (or leave enforce_eager out)"
     if dtype == "bfloat16" and not cpu_has_bfloat16():
-        return "compiled bfloat16 has answered wrongly on CPUs that do not multiply it themselves"
+        reason = "compiled bfloat16 has answered wrongly on CPUs that do not multiply it themselves"
+        return reason, 'Set dtype = "float32" under [models.engine], or leave enforce_eager out'
     return None

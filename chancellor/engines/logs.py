@@ -23,9 +23,7 @@ _SHORTAGE = re.compile(
     r"OutOfMemoryError: .+|CUDA out of memory.+|No available memory for the cache blocks"
     r"|To serve at least one request .+|(?:Free|Available) memory on (?:device|node) .+|can't allocate memory.+"
     r"|(?i:cannot allocate memory)|std::bad_alloc|\bMemoryError\b.*"
-    # ZeroMQ, OpenMP, Python, oneDNN, the dynamic linker
-    r"|FATAL ERROR: OUT OF MEMORY.*|libgomp: (?:Out of memory|Thread creation failed).*|can't start new thread"
-    r"|\bout_of_memory\b|failed to map segment.*"
+    r"|FATAL ERROR: OUT OF MEMORY.*|libgomp: Out of memory.*|\bout_of_memory\b"  # ZeroMQ, OpenMP, oneDNN
 )
 _KILLED = re.compile(r"exit code -9\b.*|\{'[\w-]+': -9\}")
 

@@ -86,8 +86,8 @@ def engine_args(spec: ModelSpec, prepared: Prepared, dtype: str) -> "AsyncEngine
 def _eager(spec: ModelSpec, dtype: str, *, on_cpu: bool) -> bool:
     """Return whether to run without torch.compile: as the entry says, but for where that cannot be or is wrong."""
     eager = spec.engine.enforce_eager
-    if eager is False and on_cpu and (reason := why_not_compile(dtype)) is not None:
-        logger.warning("%s runs without torch.compile, slower: %s", spec.name, reason)
+    if eager is False and on_cpu and (found := why_not_compile(dtype)) is not None:
+        logger.warning("%s runs without torch.compile, slower: %s. %s", spec.name, *found)
         return True
     return on_cpu if eager is None else eager
 

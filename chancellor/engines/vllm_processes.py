@@ -18,8 +18,8 @@ from chancellor.engines.spawn import PROCESS_NAMES, environment
 __all__ = ["SHUTDOWN_S", "Processes"]
 
 _SEGMENT: Final = "/dev/shm/psm_"  # noqa: S108 - where multiprocessing.shared_memory keeps them on Linux
-_LONGEST: Final = 60
-"""Characters that a folder's path may have: with a socket's name it has to stay below the 107 of a Unix address."""
+_LONGEST: Final = 50
+"""Bytes of the temporary folder's path: ours takes 20 more, a socket's name 37, and its address may have 107."""
 SHUTDOWN_S: Final = 10.0
 """How long an engine may take to end before it is killed."""
 
@@ -43,8 +43,8 @@ class Processes:
     @contextmanager
     def starting(self) -> Iterator[None]:
         """Take what is started within the block for the engine's; kill it on an error. Hold `spawn.starting`."""
-        self._before, self._starting = _children(), True
         self._sockets = folder = _folder()
+        self._before, self._starting = _children(), True
         try:
             with environment({} if folder is None else {"VLLM_RPC_BASE_PATH": str(folder)}):
                 yield
@@ -97,11 +97,14 @@ class Processes:
 def _folder() -> Path | None:
     """Make a folder for an engine's sockets that nobody else can look into.
 
-    None where the user has chosen one, or its path would be too long.
+    None where the user has chosen one, its path would be too long, or it cannot be made: vLLM's own way is left then.
     """
-    if "VLLM_RPC_BASE_PATH" in os.environ or len(tempfile.gettempdir()) > _LONGEST:
+    try:
+        if "VLLM_RPC_BASE_PATH" in os.environ or len(os.fsencode(tempfile.gettempdir())) > _LONGEST:
+            return None
+        return Path(tempfile.mkdtemp(prefix="chancellor-"))
+    except OSError:
         return None
-    return Path(tempfile.mkdtemp(prefix="chancellor-"))
 
 
 def _children() -> set[Any]:

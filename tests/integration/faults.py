@@ -90,7 +90,7 @@ def run(body: str, model: Path, *, timeout_s: float = 240, **environment: str) -
 
 def shared_memory() -> set[Path]:
     """Return the segments and semaphores that there are: they outlive their processes."""
-    return set(Path("/dev/shm").iterdir())
+    return {file for file in Path("/dev/shm").iterdir() if file.name.startswith(("psm_", "sem."))}
 
 
 def mapped() -> set[Path]:

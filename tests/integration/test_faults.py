@@ -108,19 +108,21 @@ def test_an_engine_that_runs_out_of_memory_twice(tmp_path: Path) -> None:
             tighten()
             answers = asyncio.run(many())
             found.setdefault("steps", []).append(sorted({
-                (step["step"], step["cause"]) for deltas in answers for step in deltas[-1].fallbacks
+                (step["step"], step["cause"])
+                for deltas in answers for step in deltas[-1].fallbacks if step["cause"] != "died"
             }))
             found.setdefault("tokens", []).append(sorted({deltas[-1].output_tokens for deltas in answers}))
             found["reason"] = answers[0][-1].fallbacks[0]["reason"]
-            if found["steps"][-1] == [("restart", "died")]:
+            if not found["steps"][-1]:
                 found.setdefault("logs", []).append(log_file().read_text()[-3000:])
             if len(found["steps"]) - len(found.get("logs", ())) == 2:
                 break
         """,
         wide,
+        timeout_s=480,
     )
     assert all(tokens == [20] for tokens in found["tokens"])
-    known = [steps for steps in found["steps"] if steps != [["restart", "died"]]]
+    known = [steps for steps in found["steps"] if steps]
     assert known == [[["restart", "memory"]], [["shorter_context", "memory"]]], found
 
 

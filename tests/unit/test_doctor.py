@@ -504,7 +504,9 @@ class TestEngines:
 
     def test_what_compiling_needs(self, monkeypatch: pytest.MonkeyPatch) -> None:
         compiled = entries.Entry(spec("x", enforce_eager=False), "bfloat16")
-        monkeypatch.setattr(engines, "why_not_compile", lambda dtype: f"there is no C++ compiler for {dtype}")
+        monkeypatch.setattr(
+            engines, "why_not_compile", lambda dtype: (f"there is no C++ compiler for {dtype}", "Get one")
+        )
         found = one(engines.compiler(compiled, {"torch": TORCH}), "compiler")
         assert found.status == "warning"
         assert "no C++ compiler for bfloat16" in found.message

@@ -126,6 +126,15 @@ def test_download_then_cache(tmp_path: Path, hub: str) -> None:
     assert f"hub:org/model@{COMMIT}" in again.stdout
 
 
+def test_weights_that_are_not_wanted_are_not_missed(tmp_path: Path, hub: str) -> None:
+    Hub.files = {**Hub.files, "model.Q4.gguf": b"never fetched"}
+    for offline in (False, True):
+        made = fetch(tmp_path, hub, "v1", offline=offline)
+        names = "['config.json', 'model.safetensors']"
+        assert made.stdout.splitlines()[:1] == [names], made.stdout + made.stderr
+        assert f"hub:org/model@{COMMIT}" in made.stdout
+
+
 def test_offline_says_so_and_what_to_do(tmp_path: Path, hub: str) -> None:
     made = fetch(tmp_path, hub, offline=True)
     assert made.stdout.startswith(DownloadError.__name__), made.stdout + made.stderr

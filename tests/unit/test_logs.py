@@ -48,10 +48,9 @@ def test_a_log_that_was_cleaned_away_is_made_again(folder: Path) -> None:
         "OSError: [Errno 12] Cannot allocate memory",
         "terminate called after throwing an instance of 'std::bad_alloc'",
         "FATAL ERROR: OUT OF MEMORY (src/tcp.cpp:12)",
-        "libgomp: Thread creation failed: Resource temporarily unavailable",
-        "RuntimeError: can't start new thread",
+        "libgomp: Out of memory allocating 4096 bytes",
         "dnnl_verbose: out_of_memory",
-        "ImportError: libx.so: failed to map segment from shared object",
+        "ImportError: libx.so: failed to map segment from shared object: Cannot allocate memory",
     ],
 )
 def test_what_says_that_memory_was_too_little(folder: Path, line: str) -> None:
@@ -65,7 +64,15 @@ def test_what_says_that_memory_was_too_little(folder: Path, line: str) -> None:
     assert found in line
 
 
-def test_an_odd_setting_of_openmp_is_no_shortage(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "line",
+    [
+        "libgomp: Invalid value for environment variable OMP_NUM_THREADS",
+        "libgomp: Thread creation failed: Resource temporarily unavailable",
+        "ImportError: libx.so: failed to map segment from shared object: Operation not permitted",
+    ],
+)
+def test_what_says_something_else(folder: Path, line: str) -> None:
     log = logs.log_file()
-    log.write_text("libgomp: Invalid value for environment variable OMP_NUM_THREADS\n")
+    log.write_text(f"ERROR {line}\n")
     assert logs.shortage_in(log, 0) is None

@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import socket
 import stat
 import subprocess
 import sys
 import tempfile
+import uuid
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,7 +117,21 @@ class TestSockets:
         processes.end()
         assert tmp_path.exists()
 
-    def test_a_path_too_long_for_a_socket(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * 70)
+    @pytest.mark.parametrize(("length", "own"), [(50, True), (51, False)])
+    def test_a_path_too_long_for_a_socket(self, monkeypatch: pytest.MonkeyPatch, length: int, own: bool) -> None:
+        with tempfile.TemporaryDirectory(dir="/tmp") as room:
+            folder = Path(room, "x" * (length - len(room) - 1))
+            folder.mkdir()
+            monkeypatch.setattr(tempfile, "tempdir", str(folder))
+            processes = Processes()
+            with processes.starting():
+                assert ("VLLM_RPC_BASE_PATH" in os.environ) is own
+                if own:
+                    with socket.socket(socket.AF_UNIX) as bound:
+                        bound.bind(f"{os.environ['VLLM_RPC_BASE_PATH']}/{uuid.uuid4()}")
+            processes.end()
+
+    def test_where_nothing_can_be_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", "/no/such/folder")
         with Processes().starting():
             assert "VLLM_RPC_BASE_PATH" not in os.environ
