@@ -1,9 +1,11 @@
 """Memory and utilisation of this process, its engines, and the GPUs. None stands for what cannot be read."""
 
+import asyncio
 import ctypes
 import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final, NamedTuple
@@ -12,12 +14,15 @@ import psutil
 
 from chancellor import gpus
 
-__all__ = ["ProcessTree", "Usage", "give_back", "measure", "stale"]
+__all__ = ["ProcessTree", "Usage", "ameasure", "give_back", "measure"]
 
 _MIB: Final = 2**20
 _FRESH_S: Final = 1.0
 _lock = threading.Lock()
 _latest: tuple[float, "Usage"] | None = None
+_readers: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, "asyncio.Task[Usage]"]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 class Usage(NamedTuple):
@@ -31,26 +36,35 @@ class Usage(NamedTuple):
     """Mean share of time that the visible GPUs were busy, from 0 to 1."""
 
 
-def stale() -> bool:
-    """Return whether `measure` would read the system, which takes milliseconds and blocks."""
-    return _latest is None or time.monotonic() - _latest[0] > _FRESH_S
-
-
 def measure() -> Usage:
-    """Return what is in use, at most a second old."""
+    """Return what is in use, at most a second old. To read it takes milliseconds."""
     global _latest
     with _lock:
-        if _latest is None or stale():
+        if (usage := _fresh()) is None:
             reading = gpus.read()
-            _latest = (
-                time.monotonic(),
-                Usage(
-                    ProcessTree().memory_mib(),
-                    reading.memory_mib if reading else None,
-                    reading.utilization if reading else None,
-                ),
+            usage = Usage(
+                ProcessTree().memory_mib(),
+                reading.memory_mib if reading else None,
+                reading.utilization if reading else None,
             )
-        return _latest[1]
+            _latest = time.monotonic(), usage
+        return usage
+
+
+async def ameasure() -> Usage:
+    """Like `measure`, without blocking the loop; of all that ask at once, one reads."""
+    if (usage := _fresh()) is not None:
+        return usage
+    loop = asyncio.get_running_loop()
+    if (reader := _readers.get(loop)) is None:
+        reader = _readers[loop] = loop.create_task(asyncio.to_thread(measure))
+        reader.add_done_callback(lambda _: _readers.pop(loop, None))  # it holds the loop
+    return await asyncio.shield(reader)
+
+
+def _fresh() -> Usage | None:
+    latest = _latest
+    return latest[1] if latest is not None and time.monotonic() - latest[0] <= _FRESH_S else None
 
 
 def give_back() -> None:

@@ -25,6 +25,8 @@ class Settings(BaseSettings):
     """Share of a device's memory that all engines together may take."""
     stall_s: float = Field(default=30.0, gt=0.0)
     """Seconds after which an engine that has requests and does nothing is ended, and started again."""
+    switch_interval_ms: float = Field(default=0.5, ge=0.0)
+    """Most milliseconds after which Python's threads take turns while engines run; 0 leaves that as it is."""
     sleep_gib: float | None = Field(default=None, ge=0.0)
     """Most GiB of the host's memory for engines that sleep; None has no limit of its own, 0 lets none sleep."""
 

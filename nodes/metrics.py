@@ -32,8 +32,8 @@ def metrics_node(recorders: Iterable[Recorder] = ()) -> Node:
     """
     recorders = tuple(recorders)
 
-    def run(state: Mapping[str, Any], _: RunnableConfig | None) -> dict[str, Any]:
-        metrics = _metrics(state, resources.measure())
+    def record(state: Mapping[str, Any], usage: resources.Usage) -> dict[str, Any]:
+        metrics = _metrics(state, usage)
         for recorder in recorders:
             try:
                 recorder(metrics)
@@ -41,12 +41,13 @@ def metrics_node(recorders: Iterable[Recorder] = ()) -> Node:
                 logger.exception("A metrics recorder failed")
         return {"metrics": metrics}
 
+    def run(state: Mapping[str, Any], _: RunnableConfig | None) -> dict[str, Any]:
+        return record(state, resources.measure())
+
     async def arun(state: Mapping[str, Any], config: RunnableConfig | None) -> dict[str, Any]:
         if recorders:  # they may well write to a disk or a network
             return await asyncio.to_thread(run, state, config)
-        if resources.stale():
-            await asyncio.to_thread(resources.measure)
-        return run(state, config)
+        return record(state, await resources.ameasure())
 
     return Node("record_metrics", run, arun)
 

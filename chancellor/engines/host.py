@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from chancellor.engines.inbox import End, Inbox, taken_from
+from chancellor.engines.switching import quick_switches
 from chancellor.errors import EngineDiedError
 
 __all__ = ["EngineHost", "in_thread", "starts_left"]
@@ -169,6 +170,11 @@ def starts_left() -> bool:
 def _run(loop: asyncio.AbstractEventLoop, before: threading.Thread | None) -> None:
     if before is not None:
         before.join(_END_S)
+    with quick_switches():
+        _run_until_stopped(loop)
+
+
+def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
     try:
         while True:
