@@ -162,7 +162,8 @@ def test_who_reads_above_is_left_there(open_page: Open, engine: type[Talker]) ->
     expect(answer(page)).to_have_text("light says:")
     page.mouse.move(800, 300)
     page.mouse.wheel(0, -900)
-    page.wait_for_function("innerHeight + scrollY < document.documentElement.scrollHeight - 300")
+    below = "document.documentElement.scrollHeight - innerHeight - scrollY"
+    wait_until(lambda: page.evaluate(below) > 300)  # wait_for_function polls by eval, which the policy forbids
     above = page.evaluate("scrollY")
     engine.allowed = math.inf
     done(page)
