@@ -5,10 +5,12 @@ import shutil
 import sysconfig
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from chancellor.errors import MissingDependencyError
+from chancellor.gpus import list_gpus
 
-__all__ = ["cpu_has_bfloat16", "cpu_ids", "default_dtype", "gpu_count", "why_not_compile"]
+__all__ = ["cpu_has_bfloat16", "cpu_ids", "default_dtype", "default_frontend", "gpu_count", "why_not_compile"]
 
 
 @cache
@@ -35,6 +37,11 @@ def cpu_has_bfloat16() -> bool:
 def default_dtype() -> str:
     """Return the compute type for engines that name none: bfloat16 where the hardware has it, else float32."""
     return "bfloat16" if gpu_count() > 0 or cpu_has_bfloat16() else "float32"
+
+
+def default_frontend() -> Literal["thread", "process"]:
+    """Return where the front end of engines runs that do not say so. Looks at NVML, and imports nothing heavy."""
+    return "process" if list_gpus() else "thread"
 
 
 def cpu_ids() -> str:

@@ -13,11 +13,12 @@ import psutil
 
 from chancellor.settings import settings
 
-__all__ = ["LOG_VARIABLE", "file_handler", "log_file", "refusal_in", "shortage_in", "vllm_logging_config"]
+__all__ = ["LOG_VARIABLE", "file_handler", "log_file", "refusal_in", "shortage_in", "vllm_logging_config", "write_to"]
 
 LOG_VARIABLE: Final = "CHANCELLOR_ENGINE_LOG"
 """Environment variable that tells an engine's processes where to write."""
 _KEPT = 20
+_given: Path | None = None
 _REFUSAL = re.compile(r"\bUnusableWeightError: (.+)")
 _SHORTAGE = re.compile(
     r"OutOfMemoryError: .+|CUDA out of memory.+|No available memory for the cache blocks"
@@ -30,11 +31,17 @@ _KILLED = re.compile(r"exit code -9\b.*|\{'[\w-]+': -9\}")
 
 def log_file() -> Path:
     """Return this process's log file, which exists, also where somebody has cleaned up meanwhile."""
-    path = _path()
+    path = _given or _path()
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     return path
+
+
+def write_to(path: Path) -> None:
+    """Take this file for this process's: an engine's own process writes where its parent does."""
+    global _given
+    _given = path
 
 
 @cache

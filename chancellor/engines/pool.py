@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from chancellor.catalog import ModelSpec
 from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest
 from chancellor.engines.descent import Descent
+from chancellor.engines.hardware import default_frontend
 from chancellor.engines.host import EngineHost, in_thread
 from chancellor.engines.joining import joined
 from chancellor.engines.ladder import Ladder
@@ -20,6 +21,7 @@ from chancellor.engines.migration import Migration
 from chancellor.engines.residents import EngineState, Residents
 from chancellor.engines.room import Room
 from chancellor.engines.vllm import VLLMEngine
+from chancellor.engines.vllm_apart import ApartVLLMEngine
 from chancellor.errors import ChancellorError, EngineDiedError, GenerationTimeoutError, PromptTooLongError
 from chancellor.telemetry.requests import Observation
 
@@ -238,6 +240,8 @@ def engine_of(spec: ModelSpec) -> Engine:
         from chancellor.engines.transformers import TransformersEngine
 
         return TransformersEngine(spec)
+    if (spec.engine.frontend or default_frontend()) == "process":
+        return ApartVLLMEngine(spec)
     return VLLMEngine(spec)
 
 

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from chancellor.catalog import ModelSpec
@@ -61,6 +62,11 @@ class VLLMEngine(Engine):
     @property
     def quantization(self) -> str | None:
         return self._prepared.scheme if self._prepared else self.spec.scheme
+
+    @property
+    def folder(self) -> Path | None:
+        """The checkpoint that it serves, once it is known."""
+        return self._prepared.folder if self._prepared else None
 
     async def start(self) -> None:
         # Blocks for half a minute and more: on the loop it would hold up every other engine.

@@ -48,6 +48,8 @@ _COSTS: Final = {
     ("transformers", "cpu"): _Costs(0, 400 * _MIB, 0, 200 * _MIB, 0, 0),
     ("transformers", "cuda"): _Costs(0, 700 * _MIB, 0, 200 * _MIB, 0, 0),
 }
+_FRONT_END: Final = 560 * _MIB
+"""A vLLM front end in a process of its own: its libraries. On a GPU's own memory it is nothing."""
 _TOKEN_TEXT: Final = 512  # bytes that the scheduling process keeps for each token of the vocabulary
 _HEAP_PIECE: Final = 32 * _MIB  # larger ones are given back to the system at once
 _CPU_HEADS: Final = 2  # on a CPU vLLM has two more copies of the output layer, one of them in its kernel's own order
@@ -190,6 +192,7 @@ def _of_vllm(spec: "ModelSpec", model: _Model, gpus: int) -> Estimate:
     here = 1 if gpus else ranks  # ranks on this device
     rank = costs.rank + (costs.split if ranks > 1 else 0)
     core = costs.core + (0 if gpus else layout.vocabulary * _TOKEN_TEXT)
+    core += _FRONT_END if options.frontend == "process" and not gpus else 0
     step = costs.step + _activations(layout, batched, sequences, width, ranks)
     return Estimate(
         devices=tuple(f"cuda:{index}" for index in range(ranks)) if gpus else ("cpu",),

@@ -12,6 +12,7 @@ from chancellor.chat import ChatVLLM
 from chancellor.context import Context
 from chancellor.engines import EnginePool, EngineStats, GenerationRequest
 from chancellor.engines.base import Engine
+from chancellor.engines.hardware import default_frontend
 from chancellor.errors import BenchmarkError
 from chancellor.graphs.builder import create_chancellor
 from chancellor.nodes import generation_node
@@ -184,6 +185,9 @@ class RawTarget(LocalTarget):
             raise BenchmarkError(
                 f"{spec.name!r} does not run in vLLM, which `raw` drives.", hint="Name `engine` instead of `raw`."
             )
+        if (spec.engine.frontend or default_frontend()) == "process":  # AsyncLLM has to be here to be driven
+            options = spec.engine.model_copy(update={"frontend": "thread"})
+            spec = spec.model_copy(update={"engine": options})
         super()._use(spec)
 
     async def begin(self) -> bool:

@@ -1,0 +1,91 @@
+"""What passes between this program and a vLLM engine in a process of its own: pickles, each after its length."""
+
+import pickle
+import socket
+import struct
+from dataclasses import dataclass
+from typing import Any, Final
+
+from chancellor.engines.base import Delta
+from chancellor.errors import ChancellorError, GenerationError
+
+__all__ = ["Frames", "Ready", "framed", "packed", "portable", "receive", "unpacked"]
+
+_LENGTH: Final = struct.Struct("!Q")
+_CHUNK: Final = 2**18
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What becomes known with the start of an engine."""
+
+    quantization: str | None
+    facts: dict[str, float]
+    can_sleep: bool
+    folder: str
+    """Of the checkpoint that it serves."""
+
+
+def framed(message: Any) -> bytes:
+    """Return a message as it goes over the line."""
+    body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    return _LENGTH.pack(len(body)) + body
+
+
+class Frames:
+    """Puts messages together from what arrives."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def feed(self, arrived: bytes) -> list[Any]:
+        """Take what has arrived; return the messages that are complete with it."""
+        self._bytes += arrived
+        messages, at = [], 0
+        while (begin := at + _LENGTH.size) <= len(self._bytes):
+            end = begin + _LENGTH.unpack_from(self._bytes, at)[0]
+            if end > len(self._bytes):
+                break
+            messages.append(pickle.loads(bytes(self._bytes[begin:end])))  # noqa: S301 - from a process that is ours
+            at = end
+        del self._bytes[:at]
+        return messages
+
+
+def receive(line: socket.socket, frames: Frames) -> list[Any]:
+    """Return the next messages. Blocks until there is one.
+
+    Raises:
+        EOFError: the other end is gone.
+    """
+    while True:
+        try:
+            arrived = line.recv(_CHUNK)
+        except ConnectionError:
+            arrived = b""
+        if not arrived:
+            raise EOFError
+        if messages := frames.feed(arrived):
+            return messages
+
+
+def packed(delta: Delta) -> Any:
+    """Return a delta in as few words as it takes: most have nothing but text and tokens."""
+    more = delta.finish_reason or delta.logprobs or delta.reasoning or delta.tool_calls or delta.model
+    return delta if more else (delta.text, delta.token_ids)
+
+
+def unpacked(item: Any) -> Delta:
+    """Undo `packed`."""
+    return item if isinstance(item, Delta) else Delta(*item)
+
+
+def portable(error: BaseException) -> ChancellorError:
+    """Return an error that survives the way: one of ours, without what caused it."""
+    if isinstance(error, ChancellorError):
+        try:
+            pickle.dumps(error)
+        except Exception:  # noqa: BLE001 - an attribute of it cannot be pickled, in whichever way
+            return type(error)(error.message, hint=error.hint)
+        return error
+    return GenerationError(f"{type(error).__name__}: {error}")

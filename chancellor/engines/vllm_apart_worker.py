@@ -1,0 +1,173 @@
+"""The other end of an engine in a process of its own: vLLM as it also runs in the user's program."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from chancellor import progress
+from chancellor.catalog import ModelSpec
+from chancellor.engines.base import EngineStats, GenerationRequest
+from chancellor.engines.logs import write_to
+from chancellor.engines.vllm import VLLMEngine
+from chancellor.engines.vllm_apart_wire import Frames, Ready, framed, packed, portable
+
+__all__ = ["work"]
+
+_LOOK_EVERY_S: Final = 0.2
+
+
+def work(line: socket.socket, spec: ModelSpec, log: Path) -> None:
+    """Serve an engine until the other end of the line is closed. Runs as the main function of a process.
+
+    Args:
+        line: a connected socket.
+        spec: the entry.
+        log: where the parent's engines write what they have to say.
+    """
+    write_to(log)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(line, spec))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """vLLM's own server takes uvloop as well, where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+async def _serve(line: socket.socket, spec: ModelSpec) -> None:
+    loop, worker = asyncio.get_running_loop(), _Worker(spec)
+    line.setblocking(False)
+    await loop.connect_accepted_socket(lambda: worker, sock=line)
+    with progress.listening(lambda step: _tell(loop, worker, step)):
+        await worker.serve()
+
+
+def _tell(loop: asyncio.AbstractEventLoop, worker: "_Worker", step: progress.Progress) -> None:
+    with suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(worker.put, ("progress", step))
+
+
+class _Engine(VLLMEngine):
+    """Tells what it does after each of its steps."""
+
+    def __init__(self, spec: ModelSpec, report: Callable[[EngineStats], None]) -> None:
+        super().__init__(spec)
+        self._report = report
+
+    def _record(self, stats: EngineStats) -> None:
+        super()._record(stats)
+        self._report(stats)
+
+
+class _Worker(asyncio.Protocol):
+    """Does what it is asked for. What comes up within one turn of the loop goes out as one message."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._engine = _Engine(spec, self._note)
+        self._frames = Frames()
+        self._transport: asyncio.Transport | None = None
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._outgoing: list[Any] = []
+        self._stats: EngineStats | None = None
+        self._flushing = False
+        self._gone = asyncio.Event()
+
+    async def serve(self) -> None:
+        """Start the engine, answer until nobody is there any more, and close it."""
+        start = asyncio.create_task(self._start())
+        gone = asyncio.create_task(self._gone.wait())
+        try:
+            await asyncio.wait({start, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if start.done() and await start:
+                while not self._gone.is_set() and self._engine.healthy():
+                    await asyncio.wait({gone}, timeout=_LOOK_EVERY_S)
+                self._look()
+                await gone
+        finally:
+            await self._engine.close()
+
+    async def _start(self) -> bool:
+        try:
+            await self._engine.start()
+        except Exception as error:  # noqa: BLE001 - raised again where it belongs
+            self.put(("failed", portable(error)))
+            self._flush()
+            return False
+        engine = self._engine
+        self.put(("ready", Ready(engine.quantization, engine.facts(), engine.can_sleep, str(engine.folder))))
+        return True
+
+    def _look(self) -> None:
+        if not self._engine.healthy():
+            self.put(("died",))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment] - a socket's can be written to
+
+    def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        self._transport = None
+        self._gone.set()
+        for task in self._tasks.values():
+            task.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        for kind, number, *rest in self._frames.feed(data):
+            if kind == "ask":
+                self._begin(number, self._answer(number, *rest))
+            elif kind == "call":
+                self._begin(number, self._call(number, getattr(self._engine, rest[0])))
+            elif (task := self._tasks.get(number)) is not None:
+                task.cancel()
+
+    def _begin(self, number: int, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks[number] = task = asyncio.create_task(work)
+        task.add_done_callback(lambda _: self._tasks.pop(number, None))
+
+    async def _answer(self, number: int, request: GenerationRequest) -> None:
+        error = None
+        try:
+            async with aclosing(self._engine.generate(request)) as deltas:  # type: ignore[type-var] - it is a generator
+                async for delta in deltas:
+                    self.put(("delta", number, packed(delta)))
+        except Exception as caught:  # noqa: BLE001 - raised again where it belongs
+            error = portable(caught)
+            self._look()  # first of all: whoever gets the error asks whether the engine lives
+        self.put(("end", number, error))
+
+    async def _call(self, number: int, method: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await method()
+        except Exception as caught:  # noqa: BLE001 - raised again where it belongs
+            self.put(("end", number, portable(caught)))
+        else:
+            self.put(("end", number, None))
+
+    def _note(self, stats: EngineStats) -> None:
+        self._stats = stats
+        self._flush_soon()
+
+    def put(self, message: Any) -> None:
+        """Send a message with what else comes up now."""
+        self._outgoing.append(message)
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        messages, self._outgoing = self._outgoing, []
+        if self._stats is not None:
+            messages.append(("stats", self._stats))
+            self._stats = None
+        if self._transport is not None and messages:
+            self._transport.write(framed(messages))

@@ -1,0 +1,335 @@
+"""An engine in a process of its own, seen from both ends of its line; here they are in one process."""
+
+import asyncio
+import pickle
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chancellor import ModelSpec, progress
+from chancellor.engines import Delta, EngineStats, GenerationRequest, TokenLogprob
+from chancellor.engines.hardware import default_frontend
+from chancellor.engines.pool import engine_of
+from chancellor.engines.vllm import VLLMEngine
+from chancellor.engines.vllm_apart import ApartVLLMEngine
+from chancellor.engines.vllm_apart_wire import Frames, framed, packed, portable, receive, unpacked
+from chancellor.engines.vllm_apart_worker import _Worker
+from chancellor.engines.vllm_processes import Processes
+from chancellor.errors import (
+    ChancellorError,
+    EngineDiedError,
+    EngineStartError,
+    GenerationError,
+    OutOfMemoryError,
+    PromptTooLongError,
+)
+from tests.fakes import FakeEngine
+
+SPEC = ModelSpec(name="m", source="shape:nano", trinity=99)
+
+
+class Inner(FakeEngine):
+    """What runs in the other process."""
+
+    can_sleep = True
+    folder = Path("/models/m")
+
+    def __init__(self, spec: ModelSpec, report: Any = None) -> None:
+        super().__init__(spec)
+        self.report = report
+        self.calls: list[str] = []
+
+    def facts(self) -> dict[str, float]:
+        return {"weights_gib": 1.5}
+
+    async def forget(self) -> None:
+        self.calls.append("forget")
+
+    async def sleep(self) -> None:
+        self.calls.append("sleep")
+
+    async def wake(self) -> None:
+        raise EngineDiedError("It did not wake up.")
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+        if request.prompt == "long":
+            raise PromptTooLongError("Too long.")
+        if request.prompt == "bug":
+            raise KeyError("bug")
+        if self.report is not None:
+            self.report(EngineStats(running=3, waiting=0, kv_cache_usage=0.5, peak_running=3))
+            self.report(EngineStats(running=2, waiting=0, kv_cache_usage=0.4, peak_running=3))
+        async with aclosing(super().generate(request)) as deltas:  # type: ignore[type-var]
+            async for delta in deltas:
+                yield delta
+
+
+class Both:
+    """Both ends, on one loop."""
+
+    def __init__(self) -> None:
+        self.engine = ApartVLLMEngine(SPEC)
+        self.worker: _Worker
+
+    @property
+    def inner(self) -> Any:
+        return self.worker._engine
+
+    async def __aenter__(self) -> "Both":
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        self.worker = _Worker(SPEC)
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: self.worker, sock=theirs)
+        self.serving = asyncio.create_task(self.worker.serve())
+        engine: Any = self.engine
+        engine._load = lambda: self._load(ours)
+        await self.engine.start()
+        return self
+
+    def _load(self, line: socket.socket) -> Any:
+        from chancellor.engines.vllm_apart import _ready
+
+        frames = Frames()
+        ready = _ready(line, frames)
+        line.setblocking(False)
+        return line, frames, ready
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.engine.close()
+        await asyncio.wait_for(self.serving, 5)
+
+    async def ask(self, text: str, **options: Any) -> list[Delta]:
+        asked = GenerationRequest(prompt=text, **options)
+        return [delta async for delta in self.engine.generate(asked)]
+
+
+@pytest.fixture(autouse=True)
+def inner(monkeypatch: pytest.MonkeyPatch, fake_engine: type[FakeEngine]) -> type[FakeEngine]:
+    monkeypatch.setattr("chancellor.engines.vllm_apart_worker._Engine", Inner)
+    return fake_engine
+
+
+async def test_an_answer_passes_as_it_is() -> None:
+    async with Both() as both:
+        deltas = await both.ask("a b", stream=True)
+        assert [delta.text for delta in deltas] == ["m", " says:", " a", " b"]
+        last = deltas[-1]
+        assert (last.finish_reason, last.input_tokens, last.output_tokens, last.cached_tokens) == ("stop", 3, 4, 1)
+        assert both.engine.facts() == {"weights_gib": 1.5}
+        assert both.engine.quantization is None
+        assert both.engine.can_sleep
+        assert both.engine.healthy()
+    assert not both.engine.healthy()
+    assert both.inner.closed == ["m"]
+
+
+async def test_the_time_is_that_of_whoever_asks() -> None:
+    """The way there and back is part of it."""
+    async with Both() as both:
+        began = time.perf_counter()
+        last = (await both.ask("a"))[-1]
+        assert last.inference_time_s is not None
+        assert 0 < last.inference_time_s <= time.perf_counter() - began  # the fake says 0.5
+        assert last.time_to_first_token_s == 0.1  # by vLLM's clock, for nobody streams
+
+
+async def test_many_at_once() -> None:
+    async with Both() as both:
+        answers = await asyncio.gather(*(both.ask(f"question {number}") for number in range(100)))
+    assert ["".join(delta.text for delta in deltas) for deltas in answers] == [
+        f"m says: question {number}" for number in range(100)
+    ]
+
+
+async def test_who_leaves_ends_the_request() -> None:
+    Inner.delta_s = 0.01
+    try:
+        async with Both() as both:
+            async with aclosing(both.engine.generate(GenerationRequest(prompt="one two three"))) as deltas:  # type: ignore[type-var]
+                async for _ in deltas:
+                    break
+            task = asyncio.create_task(both.ask("four five"))
+            await asyncio.sleep(0.02)
+            task.cancel()
+            await asyncio.wait({task})
+            async with asyncio.timeout(5):
+                while len(both.inner.aborted) < 2:
+                    await asyncio.sleep(0.01)
+            assert sorted(both.inner.aborted) == ["four five", "one two three"]
+            assert both.engine._inboxes == {}
+            assert both.worker._tasks == {}
+    finally:
+        Inner.delta_s = 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "says"),
+    [("long", PromptTooLongError, "Too long."), ("bug", GenerationError, "KeyError: 'bug'")],
+)
+async def test_an_error_is_the_callers(text: str, kind: type[Exception], says: str) -> None:
+    async with Both() as both:
+        with pytest.raises(kind, match=says):
+            await both.ask(text)
+        assert both.engine.healthy()
+        assert "".join(delta.text for delta in await both.ask("next")) == "m says: next"
+
+
+async def test_calls() -> None:
+    async with Both() as both:
+        await both.engine.forget()
+        await both.engine.sleep()
+        assert both.inner.calls == ["forget", "sleep"]
+        with pytest.raises(EngineDiedError, match="did not wake"):
+            await both.engine.wake()
+
+
+async def test_stats_and_peaks() -> None:
+    async with Both() as both:
+        await both.ask("a")
+        assert both.engine.stats().running == 2  # the newer of the two within one turn
+        assert both.engine.peaks() == (2, 0.4)
+        assert both.engine.peaks() == (0, 0.0)
+
+
+async def test_a_dead_engine_is_known_before_its_error_comes() -> None:
+    async with Both() as both:
+        with pytest.raises(EngineDiedError):
+            await both.ask("a die".split()[1])
+        assert not both.engine.healthy()
+        with pytest.raises(EngineDiedError, match="not running"):
+            await both.ask("a")
+
+
+async def test_a_death_between_requests_is_noticed() -> None:
+    async with Both() as both:
+        both.inner.alive = False
+        async with asyncio.timeout(5):
+            while both.engine.healthy():
+                await asyncio.sleep(0.01)
+
+
+async def test_a_line_that_is_cut_ends_what_is_under_way() -> None:
+    Inner.delta_s = 10.0
+    try:
+        async with Both() as both:
+            asked = asyncio.create_task(both.ask("a"))
+            called = asyncio.create_task(both.engine.forget())
+            await called
+            assert both.worker._transport is not None
+            both.worker._transport.abort()
+            with pytest.raises(EngineDiedError, match="ended while it answered"):
+                await asyncio.wait_for(asked, 5)
+            assert not both.engine.healthy()
+    finally:
+        Inner.delta_s = 0.0
+
+
+async def test_what_keeps_it_from_starting(inner: type[FakeEngine]) -> None:
+    inner.fail_starts = 1
+    both = Both()
+    with pytest.raises(EngineStartError, match="The fake did not start"):
+        async with both:
+            pass
+    await asyncio.wait_for(both.serving, 5)
+
+
+async def test_progress_is_passed_on() -> None:
+    heard: list[Any] = []
+    ours, theirs = socket.socketpair()
+    step = progress.Progress(stage="start", model="m", message="importing", completed=None, total=None)
+    with ours, theirs:
+        theirs.sendall(framed([("progress", step)]) + framed([("failed", EngineStartError("No."))]))
+        from chancellor.engines.vllm_apart import _ready
+
+        with progress.listening(heard.append), pytest.raises(EngineStartError, match="No"):
+            _ready(ours, Frames())
+    assert heard == [step]
+
+
+class TestStillborn:
+    """A process that ends before it is ready."""
+
+    def test_it_says_so(self) -> None:
+        error = ApartVLLMEngine(SPEC)._stillborn(1, 0)
+        assert type(error) is EngineStartError
+        assert "exit code 1" in str(error)
+
+    def test_the_kernel_has_killed_it(self) -> None:
+        assert isinstance(ApartVLLMEngine(SPEC)._stillborn(-9, 0), OutOfMemoryError)
+
+    def test_somebody_wanted_it(self) -> None:
+        engine = ApartVLLMEngine(SPEC)
+        engine.interrupt()
+        assert "interrupted" in str(engine._stillborn(-9, 0))
+
+
+class TestWire:
+    """Messages on the line."""
+
+    def test_pieces_of_messages(self) -> None:
+        bytes_ = framed(["one"]) + framed({"two": 2}) + framed("x" * 1000)
+        frames, found = Frames(), []
+        for at in range(0, len(bytes_), 7):
+            found += frames.feed(bytes_[at : at + 7])
+        assert found == [["one"], {"two": 2}, "x" * 1000]
+
+    def test_the_other_end_is_gone(self) -> None:
+        ours, theirs = socket.socketpair()
+        theirs.sendall(framed("whole") + b"\0\0")
+        theirs.close()
+        with ours:
+            frames = Frames()
+            assert receive(ours, frames) == ["whole"]
+            with pytest.raises(EOFError):
+                receive(ours, frames)
+
+    @pytest.mark.parametrize(
+        "delta",
+        [
+            Delta("a", (1, 2)),
+            Delta("", (3,), reasoning="hm"),
+            Delta("a", (1,), logprobs=(TokenLogprob(1, "a", -0.5),)),
+            Delta("", finish_reason="length", output_tokens=3),
+            Delta("", model="other"),
+        ],
+    )
+    def test_deltas_come_back_as_they_were(self, delta: Delta) -> None:
+        assert unpacked(pickle.loads(pickle.dumps(packed(delta)))) == delta
+
+    def test_errors_that_cannot_be_pickled(self) -> None:
+        error = PromptTooLongError("Too long.", hint="Be brief.")
+        error.partial = lambda: None  # type: ignore[attr-defined]
+        found = portable(error)
+        assert (type(found), found.message, found.hint) == (PromptTooLongError, "Too long.", "Be brief.")
+        assert isinstance(pickle.loads(pickle.dumps(portable(ValueError("bad")))), ChancellorError)
+
+
+class TestWhichOne:
+    """`[models.engine] frontend`."""
+
+    @pytest.mark.parametrize(("gpus", "kind"), [([], VLLMEngine), ([object()], ApartVLLMEngine)])
+    def test_by_default(self, monkeypatch: pytest.MonkeyPatch, gpus: list[Any], kind: type[Any]) -> None:
+        monkeypatch.setattr("chancellor.engines.hardware.list_gpus", lambda: gpus)
+        assert default_frontend() == ("process" if gpus else "thread")
+        assert type(engine_of(SPEC)) is kind
+
+    @pytest.mark.parametrize(("where", "kind"), [("thread", VLLMEngine), ("process", ApartVLLMEngine)])
+    def test_as_the_entry_says(self, where: str, kind: type[Any]) -> None:
+        options = SPEC.engine.model_copy(update={"frontend": where})
+        assert type(engine_of(SPEC.model_copy(update={"engine": options}))) is kind
+
+
+def test_nothing_to_close() -> None:
+    engine = ApartVLLMEngine(SPEC)
+    asyncio.run(engine.close())
+    assert engine.process_ids() == []
+    assert isinstance(engine._processes, Processes)
+    assert engine.facts() == {}
+    assert engine.tokenizer() is None
+    with pytest.raises(EngineDiedError, match="not running"):
+        asyncio.run(engine.forget())
