@@ -13,14 +13,18 @@ from typing import Any, Final, Generic, TypeVar
 
 __all__ = ["End", "Inbox", "taken_from"]
 
-_TURNS: Final = 8
-"""Turns of its loop that LangGraph takes to pass a token on, and some more."""
-_GROUP: Final = 16
-_GROUP_S: Final = 0.01
-"""How many that have their answer are woken together, and how long before the next. With all of a batch in step, the
-first of them would ask its next question only when the last is about to, and the engine would wait."""
-_BUSY_S: Final = 0.005
-_REST: Final = 2.0
+_EDGES: Final = 4
+_EDGE_TURNS: Final = 24
+"""How many that have their answer are woken together, and how often the loop comes round before the next: about as often
+as LangGraph takes from an answer to the end of its run. All at once, the first of them would ask its next question only
+when the last is about to, and the engine would wait."""
+_MIDDLES: Final = 8
+_MIDDLE_TURNS: Final = 8
+"""The same for a piece of an answer."""
+_PATIENCE_S: Final = 0.002
+"""How long pieces wait before they look again whether answers that are done have gone through."""
+_BUSY_S: Final = 0.0005
+_REST: Final = 1.0
 _LONGEST_REST_S: Final = 0.25
 T = TypeVar("T")
 
@@ -80,28 +84,43 @@ class _Bell(ABC):
 
 
 class _Edges(_Bell):
-    """For beginnings and ends of answers, in groups."""
+    """For beginnings and ends of answers: some at a time, and the next when the loop has come round a few times."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether some of them are still on their way."""
+        return self._rung
 
     def _wake(self) -> None:
-        woken = self.wake(_GROUP)
-        if woken < _GROUP:
-            self.loop.call_soon(self.look)
+        self._settle(_EDGE_TURNS if self.wake(_EDGES) else 0)
+
+    def _settle(self, turns: int) -> None:
+        if turns:
+            self.loop.call_soon(self._settle, turns - 1)
         else:
-            self.loop.call_later(_GROUP_S, self.look)
+            self.look()
 
 
 class _Middles(_Bell):
-    """For what is between. A loop that is busy with many streams gets their next pieces after a rest.
+    """For what is between: some at a time, after the edges, and a loop that is busy gets the next after a rest.
 
-    They come joined then, and what each piece costs, several times what a token costs the engines' thread, is paid less
+    What an engine could do meanwhile waits for beginnings and ends, and nothing waits for a piece but its reader. Those
+    that wait come joined, and what each piece costs, several times what a token costs the engines' thread, is paid less
     often.
     """
 
-    _woke_at = 0.0
+    def __init__(self, loop: asyncio.AbstractEventLoop, edges: _Edges) -> None:
+        super().__init__(loop)
+        self._edges = edges
+        self._woke_at = 0.0
 
     def _wake(self) -> None:
-        self._woke_at = time.perf_counter()
-        self._settle(_TURNS if self.wake() > 1 else 0)  # one alone has all to itself
+        now = time.perf_counter()
+        if self._edges.busy and now - self._woke_at < _LONGEST_REST_S:
+            self.loop.call_later(_PATIENCE_S, self._wake)
+            return
+        self._woke_at = now
+        self._settle(_MIDDLE_TURNS if self.wake(_MIDDLES) > 1 else 0)  # one alone has all to itself
 
     def _settle(self, turns: int) -> None:
         """Let a busy loop deal with what it was woken for before it gets more; an idle one is through at once."""
@@ -117,7 +136,8 @@ class _Middles(_Bell):
 
 class _Bells:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.edges, self.middles = _Edges(loop), _Middles(loop)
+        self.edges = _Edges(loop)
+        self.middles = _Middles(loop, self.edges)
 
 
 _bells: Final[weakref.WeakValueDictionary[asyncio.AbstractEventLoop, _Bells]] = weakref.WeakValueDictionary()

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -31,7 +32,7 @@ async def test_those_that_are_answered_together_are_woken_in_groups() -> None:
         items = await inbox.take()
         under_way += 1
         most = max(most, under_way)
-        for _ in range(module._TURNS - 2):
+        for _ in range(module._EDGE_TURNS - 2):
             await asyncio.sleep(0)
         under_way -= 1
         return items + await inbox.take()
@@ -50,7 +51,7 @@ async def test_those_that_are_answered_together_are_woken_in_groups() -> None:
     assert all_written.wait(5)  # the loop has not run meanwhile
     async with asyncio.timeout(5):
         assert await asyncio.gather(*readers) == [[number] for number in range(100)]
-    assert 2 <= most <= module._GROUP
+    assert 2 <= most <= module._EDGES
 
 
 async def test_a_busy_loop_rests_from_middles_and_not_from_beginnings_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +86,75 @@ async def test_a_busy_loop_rests_from_middles_and_not_from_beginnings_and_ends(m
         await elsewhere(streams, End())
         await asyncio.gather(*readers)
     assert got == [[[1], [2], [3, 4]], [[1], [2], [3, 4]]]
+
+
+def begun(number: int) -> list[Inbox[int]]:
+    """Return inboxes whose first item has come and gone."""
+    inboxes = [Inbox[int](asyncio.get_running_loop()) for _ in range(number)]
+    for inbox in inboxes:
+        inbox._begun = True
+    return inboxes
+
+
+async def test_pieces_come_to_some_at_a_time() -> None:
+    inboxes = begun(100)
+    woken: list[int] = []
+    turn = 0
+
+    async def count() -> None:
+        nonlocal turn
+        while len(woken) < 100:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async def read(inbox: Inbox[int]) -> None:
+        await inbox.take()
+        woken.append(turn)
+
+    readers = [asyncio.create_task(read(inbox)) for inbox in inboxes]
+    await asyncio.sleep(0)
+    for inbox in inboxes:
+        inbox.put(1)
+    async with asyncio.timeout(5):
+        await asyncio.gather(count(), *readers)
+    groups = Counter(woken)
+    assert max(groups.values()) <= module._MIDDLES
+    assert min(later - earlier for earlier, later in pairwise(sorted(groups))) >= module._MIDDLE_TURNS
+
+
+async def test_pieces_wait_for_answers_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_EDGE_TURNS", 500)  # they take their time
+    (stream,), (ending,) = begun(1), begun(1)
+    came: list[str] = []
+
+    async def read(name: str, inbox: Inbox[int]) -> None:
+        while await inbox.take():
+            came.append(name)
+        came.append(f"{name} ends")
+
+    readers = [asyncio.create_task(read("stream", stream)), asyncio.create_task(read("ending", ending))]
+    await asyncio.sleep(0)
+    stream._bells.middles._woke_at = time.perf_counter()
+    ending.put(End())
+    stream.put(1)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert came == ["ending ends"]
+    async with asyncio.timeout(5):
+        while "stream" not in came:
+            await asyncio.sleep(0.01)
+        stream.put(End())
+        await asyncio.gather(*readers)
+
+
+async def test_pieces_come_though_answers_never_cease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LONGEST_REST_S", 0.05)
+    (stream,) = begun(1)
+    monkeypatch.setattr(module._Edges, "busy", True)
+    reader = asyncio.create_task(stream.take())
+    await asyncio.sleep(0)
+    stream.put(1)
+    assert await asyncio.wait_for(reader, 5) == [1]
 
 
 async def test_one_stream_gets_each_piece_when_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
