@@ -25,8 +25,9 @@ from chancellor.bench.load import Load
 from chancellor.bench.targets.local import EngineTarget, GraphTarget
 from chancellor.catalog import ModelSpec
 from chancellor.engines import Delta, Engine, EnginePool, EngineStats, GenerationRequest
-from chancellor.engines.vllm_apart import ApartVLLMEngine, _ready
+from chancellor.engines.vllm_apart import ApartVLLMEngine, until_ready
 from chancellor.engines.vllm_apart_wire import Frames
+from chancellor.engines.vllm_apart_worker import serve
 
 DECODE_S, PREFILL_S, PROMPTS, PIECES_PER_S = 0.014, 0.105, 16, 2000
 FINISHED: dict[str, Any] = {"finish_reason": "length", "input_tokens": 512, "engine": "clock"}
@@ -49,7 +50,8 @@ class Clock(Engine):
         self._task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        loop, running = asyncio.get_running_loop(), {}
+        loop = asyncio.get_running_loop()
+        running: dict[int, list[Any]] = {}
         while True:
             if not running and not self._waiting:
                 self._awake.clear()
@@ -78,8 +80,9 @@ class Clock(Engine):
         while made < request.max_tokens:
             new = await inbox.get()
             made += new
-            more = FINISHED if made == request.max_tokens else {}
-            yield Delta(" two" * new, tuple(range(new)), **more, **({"output_tokens": made} if more else {}))
+            done = made == request.max_tokens
+            last: dict[str, Any] = {**FINISHED, "output_tokens": made} if done else {}
+            yield Delta(" two" * new, tuple(range(new)), **last)
 
     def healthy(self) -> bool:
         return True
@@ -93,12 +96,9 @@ class Clock(Engine):
 
 def work(line: socket.socket, spec: ModelSpec, speed: float) -> None:
     """Stand in for the worker's own."""
-    from chancellor.engines import vllm_apart_worker
-
     Clock.speed = speed
-    module: Any = vllm_apart_worker
-    module._Engine = Clock
-    asyncio.run(vllm_apart_worker._serve(line, spec))
+    clock: Any = Clock
+    asyncio.run(serve(line, spec, clock))
 
 
 class Apart(ApartVLLMEngine):
@@ -114,8 +114,8 @@ class Apart(ApartVLLMEngine):
         process.start()
         theirs.close()
         frames = Frames()
-        ready = _ready(line, frames)
-        line.setblocking(False)
+        ready = until_ready(line, frames)
+        line.setblocking(False)  # noqa: FBT003 - the standard library's signature
         return line, frames, ready
 
     def tokenizer(self) -> Any:

@@ -45,9 +45,8 @@ def show(title: str, report: Report) -> None:
         beside = f"; graph / it {ratio.tokens_per_s_ratio:.3f} ({ratio.low:.3f} to {ratio.high:.3f})" if ratio else ""
         segments = ", ".join(f"{one.tokens_per_s or 0:,.0f}" for one in run.segments)
         ttft = f"{1e3 * run.ttft_s.p50:.0f} / {1e3 * run.ttft_s.p99:.0f}" if run.ttft_s else "none"
-        print(
-            f"{title}, {run.load}, {run.name}: {run.tokens_per_s or 0:,.0f} tokens/s ({segments}), TTFT {ttft} ms{beside}"
-        )
+        rate = f"{run.tokens_per_s or 0:,.0f} tokens/s ({segments})"
+        print(f"{title}, {run.load}, {run.name}: {rate}, TTFT {ttft} ms{beside}")
     print(title, "errors:", sum(run.errors for run in report.runs), "failures:", report.failures, flush=True)
 
 

@@ -58,9 +58,9 @@ class EngineOptions(BaseModel):
     """Run without torch.compile and CUDA graphs. None is True on a CPU: there False makes the first start a minute
     longer, and a small model's answers 1.3 to 1.5 times as fast (docs/benchmarks.md)."""
     frontend: Literal["thread", "process"] | None = None
-    """Where vLLM's front end runs, which turns text into tokens and back: in a thread of this process, or in a process of
-    its own, so that thousands of tokens a second and the program's own Python do not share an interpreter. None is a
-    process on a GPU, and a thread on a CPU."""
+    """Where vLLM's front end runs, which turns text into tokens and back: in a thread of this process, or in a process
+    of its own, so that thousands of tokens a second and the program's own Python do not share an interpreter. None is
+    a process on a GPU, and a thread on a CPU."""
     kernels: Literal["vllm", "torchao"] = "vllm"
     """What multiplies with TorchAO's weights in vLLM: vLLM's own kernels, or TorchAO's, which is vLLM's stock path."""
     quantize_lm_head: bool = False

@@ -15,9 +15,9 @@ __all__ = ["End", "Inbox", "taken_from"]
 
 _EDGES: Final = 4
 _EDGE_TURNS: Final = 24
-"""How many that have their answer are woken together, and how often the loop comes round before the next: about as often
-as LangGraph takes from an answer to the end of its run. All at once, the first of them would ask its next question only
-when the last is about to, and the engine would wait."""
+"""How many that have their answer are woken together, and how often the loop comes round before the next: about as
+often as LangGraph takes from an answer to the end of its run. All at once, the first of them would ask its next
+question only when the last is about to, and the engine would wait."""
 _MIDDLES: Final = 8
 _MIDDLE_TURNS: Final = 8
 """The same for a piece of an answer."""

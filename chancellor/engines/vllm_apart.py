@@ -11,11 +11,8 @@ import multiprocessing
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import replace
-from typing import Any, ClassVar, Final
-
-import psutil
+from typing import Any, ClassVar, Final, cast
 
 from chancellor import progress
 from chancellor.catalog import ModelSpec
@@ -28,7 +25,7 @@ from chancellor.engines.vllm_apart_wire import Frames, Ready, framed, receive, u
 from chancellor.engines.vllm_processes import SHUTDOWN_S, Processes
 from chancellor.errors import ChancellorError, EngineDiedError, EngineStartError, OutOfMemoryError
 
-__all__ = ["ApartVLLMEngine"]
+__all__ = ["ApartVLLMEngine", "until_ready"]
 
 _END_S: Final = 10.0
 _CLOSE_S: Final = SHUTDOWN_S + 5.0
@@ -59,8 +56,8 @@ class ApartVLLMEngine(Engine):
 
     async def start(self) -> None:
         line, frames, self._ready = await in_thread(self._load)
-        self._line = _Line(self, frames)
-        await asyncio.get_running_loop().connect_accepted_socket(lambda: self._line, sock=line)  # type: ignore[arg-type,return-value]
+        self._line = own = _Line(self, frames)
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: own, sock=line)
         self._alive = True
         self._processes.watch(self._lost)
         self._pulse = Pulse(self._processes.all)
@@ -97,14 +94,14 @@ class ApartVLLMEngine(Engine):
                 theirs.close()
                 frames = Frames()
                 try:
-                    ready = _ready(line, frames)
+                    ready = until_ready(line, frames)
                 except EOFError:
                     process.join(_END_S)
                     raise self._stillborn(process.exitcode, logged) from None
         except BaseException:
             line.close()
             raise
-        line.setblocking(False)
+        line.setblocking(False)  # noqa: FBT003 - the standard library's signature
         return line, frames, ready
 
     def _stillborn(self, code: int | None, logged: int) -> EngineStartError:
@@ -256,7 +253,7 @@ class _Line(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment] - a socket's can be written to
+        self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._transport = None
@@ -277,7 +274,7 @@ class _Line(asyncio.Protocol):
             self._transport.abort()
 
 
-def _ready(line: socket.socket, frames: Frames) -> Ready:
+def until_ready(line: socket.socket, frames: Frames) -> Ready:
     """Pass on what a start reports; return once it is ready.
 
     Raises:

@@ -2,19 +2,19 @@
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from chancellor import progress
 from chancellor.catalog import ModelSpec
-from chancellor.engines.base import EngineStats, GenerationRequest
+from chancellor.engines.base import Delta, EngineStats, GenerationRequest
 from chancellor.engines.logs import write_to
 from chancellor.engines.vllm import VLLMEngine
 from chancellor.engines.vllm_apart_wire import Frames, Ready, framed, packed, portable
 
-__all__ = ["work"]
+__all__ = ["Worker", "serve", "work"]
 
 _LOOK_EVERY_S: Final = 0.2
 
@@ -29,29 +29,16 @@ def work(line: socket.socket, spec: ModelSpec, log: Path) -> None:
     """
     write_to(log)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(line, spec))
+        runner.run(serve(line, spec))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """vLLM's own server takes uvloop as well, where it is installed."""
+    """Return uvloop's, where it is installed: vLLM's own server takes it as well."""
     try:
         import uvloop
     except ImportError:
         return None
     return uvloop.new_event_loop
-
-
-async def _serve(line: socket.socket, spec: ModelSpec) -> None:
-    loop, worker = asyncio.get_running_loop(), _Worker(spec)
-    line.setblocking(False)
-    await loop.connect_accepted_socket(lambda: worker, sock=line)
-    with progress.listening(lambda step: _tell(loop, worker, step)):
-        await worker.serve()
-
-
-def _tell(loop: asyncio.AbstractEventLoop, worker: "_Worker", step: progress.Progress) -> None:
-    with suppress(RuntimeError):  # the loop is closed
-        loop.call_soon_threadsafe(worker.put, ("progress", step))
 
 
 class _Engine(VLLMEngine):
@@ -66,11 +53,29 @@ class _Engine(VLLMEngine):
         self._report(stats)
 
 
-class _Worker(asyncio.Protocol):
+Make = Callable[[ModelSpec, Callable[[EngineStats], None]], VLLMEngine]
+"""Makes an engine that reports what it does after each of its steps."""
+
+
+async def serve(line: socket.socket, spec: ModelSpec, make: Make = _Engine) -> None:
+    """Serve the engine that `make` makes, as `work` does."""
+    loop, worker = asyncio.get_running_loop(), Worker(spec, make)
+    line.setblocking(False)  # noqa: FBT003 - the standard library's signature
+    await loop.connect_accepted_socket(lambda: worker, sock=line)
+    with progress.listening(lambda step: _tell(loop, worker, step)):
+        await worker.run()
+
+
+def _tell(loop: asyncio.AbstractEventLoop, worker: "Worker", step: progress.Progress) -> None:
+    with suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(worker.put, ("progress", step))
+
+
+class Worker(asyncio.Protocol):
     """Does what it is asked for. What comes up within one turn of the loop goes out as one message."""
 
-    def __init__(self, spec: ModelSpec) -> None:
-        self._engine = _Engine(spec, self._note)
+    def __init__(self, spec: ModelSpec, make: Make = _Engine) -> None:
+        self._engine = make(spec, self._note)
         self._frames = Frames()
         self._transport: asyncio.Transport | None = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -79,7 +84,7 @@ class _Worker(asyncio.Protocol):
         self._flushing = False
         self._gone = asyncio.Event()
 
-    async def serve(self) -> None:
+    async def run(self) -> None:
         """Start the engine, answer until nobody is there any more, and close it."""
         start = asyncio.create_task(self._start())
         gone = asyncio.create_task(self._gone.wait())
@@ -109,7 +114,7 @@ class _Worker(asyncio.Protocol):
             self.put(("died",))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment] - a socket's can be written to
+        self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._transport = None
@@ -133,7 +138,8 @@ class _Worker(asyncio.Protocol):
     async def _answer(self, number: int, request: GenerationRequest) -> None:
         error = None
         try:
-            async with aclosing(self._engine.generate(request)) as deltas:  # type: ignore[type-var] - it is a generator
+            answer = cast("AsyncGenerator[Delta, None]", self._engine.generate(request))
+            async with aclosing(answer) as deltas:
                 async for delta in deltas:
                     self.put(("delta", number, packed(delta)))
         except Exception as caught:  # noqa: BLE001 - raised again where it belongs

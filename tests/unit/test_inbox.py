@@ -141,7 +141,7 @@ async def test_pieces_wait_for_answers_that_are_done(monkeypatch: pytest.MonkeyP
         await asyncio.sleep(0)
     assert came == ["ending ends"]
     async with asyncio.timeout(5):
-        while "stream" not in came:
+        while "stream" not in came:  # noqa: ASYNC110 - readers tell nobody
             await asyncio.sleep(0.01)
         stream.put(End())
         await asyncio.gather(*readers)

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -16,9 +16,9 @@ from chancellor.engines import Delta, EngineStats, GenerationRequest, TokenLogpr
 from chancellor.engines.hardware import default_frontend
 from chancellor.engines.pool import engine_of
 from chancellor.engines.vllm import VLLMEngine
-from chancellor.engines.vllm_apart import ApartVLLMEngine
+from chancellor.engines.vllm_apart import ApartVLLMEngine, until_ready
 from chancellor.engines.vllm_apart_wire import Frames, framed, packed, portable, receive, unpacked
-from chancellor.engines.vllm_apart_worker import _Worker
+from chancellor.engines.vllm_apart_worker import Worker
 from chancellor.engines.vllm_processes import Processes
 from chancellor.errors import (
     ChancellorError,
@@ -74,28 +74,27 @@ class Both:
 
     def __init__(self) -> None:
         self.engine = ApartVLLMEngine(SPEC)
-        self.worker: _Worker
+        self.worker: Worker
 
     @property
     def inner(self) -> Any:
         return self.worker._engine
 
-    async def __aenter__(self) -> "Both":
+    async def __aenter__(self) -> Self:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
-        self.worker = _Worker(SPEC)
+        made: Any = Inner
+        self.worker = Worker(SPEC, made)
         await asyncio.get_running_loop().connect_accepted_socket(lambda: self.worker, sock=theirs)
-        self.serving = asyncio.create_task(self.worker.serve())
+        self.serving = asyncio.create_task(self.worker.run())
         engine: Any = self.engine
         engine._load = lambda: self._load(ours)
         await self.engine.start()
         return self
 
     def _load(self, line: socket.socket) -> Any:
-        from chancellor.engines.vllm_apart import _ready
-
         frames = Frames()
-        ready = _ready(line, frames)
+        ready = until_ready(line, frames)
         line.setblocking(False)
         return line, frames, ready
 
@@ -109,8 +108,7 @@ class Both:
 
 
 @pytest.fixture(autouse=True)
-def inner(monkeypatch: pytest.MonkeyPatch, fake_engine: type[FakeEngine]) -> type[FakeEngine]:
-    monkeypatch.setattr("chancellor.engines.vllm_apart_worker._Engine", Inner)
+def inner(fake_engine: type[FakeEngine]) -> type[FakeEngine]:
     return fake_engine
 
 
@@ -158,7 +156,7 @@ async def test_who_leaves_ends_the_request() -> None:
             task.cancel()
             await asyncio.wait({task})
             async with asyncio.timeout(5):
-                while len(both.inner.aborted) < 2:
+                while len(both.inner.aborted) < 2:  # noqa: ASYNC110 - the fake tells nobody
                     await asyncio.sleep(0.01)
             assert sorted(both.inner.aborted) == ["four five", "one two three"]
             assert both.engine._inboxes == {}
@@ -199,7 +197,7 @@ async def test_stats_and_peaks() -> None:
 async def test_a_dead_engine_is_known_before_its_error_comes() -> None:
     async with Both() as both:
         with pytest.raises(EngineDiedError):
-            await both.ask("a die".split()[1])
+            await both.ask("die")
         assert not both.engine.healthy()
         with pytest.raises(EngineDiedError, match="not running"):
             await both.ask("a")
@@ -209,7 +207,7 @@ async def test_a_death_between_requests_is_noticed() -> None:
     async with Both() as both:
         both.inner.alive = False
         async with asyncio.timeout(5):
-            while both.engine.healthy():
+            while both.engine.healthy():  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(0.01)
 
 
@@ -244,10 +242,8 @@ async def test_progress_is_passed_on() -> None:
     step = progress.Progress(stage="start", model="m", message="importing", completed=None, total=None)
     with ours, theirs:
         theirs.sendall(framed([("progress", step)]) + framed([("failed", EngineStartError("No."))]))
-        from chancellor.engines.vllm_apart import _ready
-
         with progress.listening(heard.append), pytest.raises(EngineStartError, match="No"):
-            _ready(ours, Frames())
+            until_ready(ours, Frames())
     assert heard == [step]
 
 

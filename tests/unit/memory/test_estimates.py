@@ -120,6 +120,13 @@ def test_a_multimodal_config_has_its_sizes_inside() -> None:
     assert Layout.of(config).layers == 3
 
 
+def test_a_front_end_of_its_own_takes_memory_of_a_cpu_only(on_gpus: Any) -> None:
+    apart, here = (estimate(spec(frontend=where)) for where in ("process", "thread"))
+    assert 500 * MIB < apart.total - here.total < 600 * MIB
+    on_gpus(1)
+    assert estimate(spec(frontend="process")) == estimate(spec(frontend="thread"))
+
+
 def test_transformers_has_no_pool_of_blocks() -> None:
     need = estimate(spec(kind="transformers", max_num_seqs=4, max_model_len=512))
     assert need.graphs == 0
