@@ -160,6 +160,7 @@ def main() -> None:
     if options.json:
         whole = {"machine": report.machine.model_dump(), "model": spec.name, "stream": options.stream, "rows": found}
         whole["cpu_us_per_token_of_the_front"] = cpu
+        whole["failures"] = report.failures
         options.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     for row in found:
         pairs = row["tokens_per_s_ratio"]["pairs"]
@@ -170,6 +171,8 @@ def main() -> None:
             f"{max(pairs):.3f}); TTFT p99 {mine * 1000:.0f} ms against {other * 1000:.0f}, "
             f"{row['ttft_p99_ratio']:.2f}; errors {row['errors']}"
         )
+    for where, why in report.failures.items():
+        print(f"{where}: {why}")
     print(f"CPU of the server's own process, us a token: {cpu['chancellor']:.0f} against {cpu['vllm']:.0f}")
 
 

@@ -149,12 +149,23 @@ async def test_pieces_wait_for_answers_that_are_done(monkeypatch: pytest.MonkeyP
 
 async def test_pieces_come_though_answers_never_cease(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LONGEST_REST_S", 0.05)
-    (stream,) = begun(1)
     monkeypatch.setattr(module._Edges, "busy", True)
-    reader = asyncio.create_task(stream.take())
+    streams = begun(200)
+    streams[0]._bells.middles._woke_at = began = time.perf_counter()
+    came: list[float] = []
+
+    async def read(stream: Inbox[int]) -> None:
+        assert await stream.take() == [1]
+        came.append(time.perf_counter() - began)
+
+    readers = [asyncio.create_task(read(stream)) for stream in streams]
     await asyncio.sleep(0)
-    stream.put(1)
-    assert await asyncio.wait_for(reader, 5) == [1]
+    for stream in streams:
+        stream.put(1)
+    async with asyncio.timeout(10):
+        await asyncio.gather(*readers)
+    assert came[0] >= 0.05
+    assert came[49] < came[50] - 0.01  # a fourth of them at a time
 
 
 async def test_one_stream_gets_each_piece_when_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ from chancellor.errors import BenchmarkError, GenerationError, MissingDependency
 __all__ = ["RemoteTarget"]
 
 _DATA: Final = b"data:"
+_KEPT_S: Final = 2.0
+"""How long a connection is kept for the next request."""
 _GAUGES: Final = {
     "vllm:num_requests_running": "running",
     "vllm:num_requests_waiting": "waiting",
@@ -94,7 +96,8 @@ class RemoteTarget(Target):
             headers=self._headers,
             # As long as an answer may take; a server that does not accept a connection is reported at once.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
-            connector=aiohttp.TCPConnector(limit=0),
+            # Servers close what is idle for 5 s (uvicorn's default): a request must not meet that.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT_S),
         )
         try:
             async with self.client.get("/v1/models") as listed:
