@@ -11,11 +11,11 @@ were asked for again at once.
 import argparse
 import asyncio
 import json
-import multiprocessing
 import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,8 +25,7 @@ from chancellor.bench.load import Load
 from chancellor.bench.targets.local import EngineTarget, GraphTarget
 from chancellor.catalog import ModelSpec
 from chancellor.engines import Delta, Engine, EnginePool, EngineStats, GenerationRequest
-from chancellor.engines.vllm_apart import ApartVLLMEngine, until_ready
-from chancellor.engines.vllm_apart_wire import Frames
+from chancellor.engines.vllm_apart import ApartVLLMEngine
 from chancellor.engines.vllm_apart_worker import serve
 
 DECODE_S, PREFILL_S, PROMPTS, PIECES_PER_S = 0.014, 0.105, 16, 2000
@@ -94,7 +93,7 @@ class Clock(Engine):
         self._task.cancel()
 
 
-def work(line: socket.socket, spec: ModelSpec, speed: float) -> None:
+def work(speed: float, line: socket.socket, spec: ModelSpec, _: Path) -> None:
     """Stand in for the worker's own."""
     Clock.speed = speed
     clock: Any = Clock
@@ -102,21 +101,12 @@ def work(line: socket.socket, spec: ModelSpec, speed: float) -> None:
 
 
 class Apart(ApartVLLMEngine):
-    """The line, with a clock at its other end."""
+    """The engine, with a clock at the other end of its line."""
 
     speed = 1.0
 
-    def _load(self) -> Any:
-        line, theirs = socket.socketpair()
-        process = multiprocessing.get_context("spawn").Process(
-            target=work, args=(theirs, self.spec, self.speed), daemon=True
-        )
-        process.start()
-        theirs.close()
-        frames = Frames()
-        ready = until_ready(line, frames)
-        line.setblocking(False)  # noqa: FBT003 - the standard library's signature
-        return line, frames, ready
+    def _work(self) -> Any:
+        return partial(work, self.speed)
 
     def tokenizer(self) -> Any:
         return None

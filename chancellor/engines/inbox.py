@@ -26,8 +26,9 @@ _PATIENCE_S: Final = 0.002
 _BUSY_S: Final = 0.0005
 _REST: Final = 1.0
 _LONGEST_REST_S: Final = 0.25
-_LATE_SHARE: Final = 4
-"""Where answers that are done never cease, a fourth of the pieces that wait passes them every quarter of a second."""
+_SLOW_S: Final = 0.02
+_SLOW_SHARE: Final = 4
+"""On a loop that takes longer than that, for whatever reason, a fourth of those that wait are woken at a time."""
 T = TypeVar("T")
 
 
@@ -55,6 +56,9 @@ class _Bell(ABC):
         self.loop = loop
         self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
         self._rung = False
+        self.woke_at = 0.0
+        self.slow = False
+        """Whether the loop took long for those that were woken last, or did not get to any."""
 
     def ring(self, waiter: "asyncio.Future[None]") -> None:
         """Wake who waits, from the other thread."""
@@ -63,8 +67,13 @@ class _Bell(ABC):
             self._rung = True
             self.loop.call_soon_threadsafe(self._wake)
 
-    def wake(self, most: int | None = None) -> int:
+    def some(self, usual: int) -> int:
+        """Return how many to wake: more of many that wait for a slow loop, each turn of which takes long anyway."""
+        return max(usual, len(self._waiting) // _SLOW_SHARE) if self.slow else usual
+
+    def wake(self, most: int) -> int:
         """Wake who waits; return how many."""
+        self.woke_at, self.slow = time.perf_counter(), False
         woken = 0
         while self._waiting and woken != most:
             waiter = self._waiting.popleft()
@@ -72,6 +81,14 @@ class _Bell(ABC):
                 waiter.set_result(None)
                 woken += 1
         return woken
+
+    def _settle(self, turns: int) -> None:
+        """Let the loop deal with those that were woken before it gets more."""
+        self.slow = time.perf_counter() - self.woke_at > _SLOW_S
+        if turns and not self.slow:
+            self.loop.call_soon(self._settle, turns - 1)
+        else:
+            self._settled()
 
     def look(self) -> None:
         """Wake who has come to wait meanwhile; without any, from now on a ring does."""
@@ -82,7 +99,11 @@ class _Bell(ABC):
 
     @abstractmethod
     def _wake(self) -> None:
-        """Wake some, and see to it that `look` is called."""
+        """Wake some, and have them settle."""
+
+    @abstractmethod
+    def _settled(self) -> None:
+        """See to it that `look` is called."""
 
 
 class _Edges(_Bell):
@@ -94,13 +115,10 @@ class _Edges(_Bell):
         return self._rung
 
     def _wake(self) -> None:
-        self._settle(_EDGE_TURNS if self.wake(_EDGES) else 0)
+        self._settle(_EDGE_TURNS if self.wake(self.some(_EDGES)) else 0)
 
-    def _settle(self, turns: int) -> None:
-        if turns:
-            self.loop.call_soon(self._settle, turns - 1)
-        else:
-            self.look()
+    def _settled(self) -> None:
+        self.look()
 
 
 class _Middles(_Bell):
@@ -114,24 +132,17 @@ class _Middles(_Bell):
     def __init__(self, loop: asyncio.AbstractEventLoop, edges: _Edges) -> None:
         super().__init__(loop)
         self._edges = edges
-        self._woke_at = 0.0
 
     def _wake(self) -> None:
-        now, most = time.perf_counter(), _MIDDLES
         if self._edges.busy:
-            if now - self._woke_at < _LONGEST_REST_S:
+            if time.perf_counter() - self.woke_at < _LONGEST_REST_S:
                 self.loop.call_later(_PATIENCE_S, self._wake)
                 return
-            most = max(most, len(self._waiting) // _LATE_SHARE)
-        self._woke_at = now
-        self._settle(_MIDDLE_TURNS if self.wake(most) > 1 else 0)  # one alone has all to itself
+            self.slow = True
+        self._settle(_MIDDLE_TURNS if self.wake(self.some(_MIDDLES)) > 1 else 0)  # one alone has all to itself
 
-    def _settle(self, turns: int) -> None:
-        """Let a busy loop deal with what it was woken for before it gets more; an idle one is through at once."""
-        if turns:
-            self.loop.call_soon(self._settle, turns - 1)
-            return
-        busy = time.perf_counter() - self._woke_at
+    def _settled(self) -> None:
+        busy = time.perf_counter() - self.woke_at
         if busy > _BUSY_S:
             self.loop.call_later(min(busy * _REST, _LONGEST_REST_S), self.look)
         else:

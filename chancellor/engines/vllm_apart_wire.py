@@ -1,18 +1,20 @@
 """What passes between this program and a vLLM engine in a process of its own: pickles, each after its length."""
 
+import json
 import pickle
 import socket
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from chancellor.engines.base import Delta
-from chancellor.errors import ChancellorError, GenerationError
+from chancellor.engines.base import Delta, GenerationRequest, Guide
+from chancellor.errors import ChancellorError, GenerationError, InvalidInputError
 
-__all__ = ["Frames", "Ready", "framed", "packed", "portable", "receive", "unpacked"]
+__all__ = ["Frames", "Ready", "asked", "framed", "packed", "portable", "receive", "request_of", "unpacked"]
 
 _LENGTH: Final = struct.Struct("!Q")
 _CHUNK: Final = 2**18
+_TUPLES: Final = ("stop", "tools", "answered")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,36 @@ def receive(line: socket.socket, frames: Frames) -> list[Any]:
             raise EOFError
         if messages := frames.feed(arrived):
             return messages
+
+
+def asked(request: GenerationRequest) -> str:
+    """Return a request as JSON: it may hold what only the caller's program knows, such as an Enum of its own.
+
+    Raises:
+        InvalidInputError: something in it has no JSON.
+    """
+    values = {field.name: getattr(request, field.name) for field in fields(request)}
+    if request.guide is not None:
+        values["guide"] = [request.guide.kind, request.guide.value]
+    try:
+        return json.dumps(values)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"The request holds something that JSON does not know: {error}.",
+            hint="Messages, tools and schemas are made of texts, numbers, lists and dicts.",
+        ) from error
+
+
+def request_of(text: str) -> GenerationRequest:
+    """Undo `asked`."""
+    sent: dict[str, Any] = json.loads(text)
+    values: dict[str, Any] = {name: tuple(value) if name in _TUPLES else value for name, value in sent.items()}
+    values["logit_bias"] = tuple((token, bias) for token, bias in values["logit_bias"])
+    if isinstance(values["prompt"], list):
+        values["prompt"] = tuple(values["prompt"])
+    if values["guide"] is not None:
+        values["guide"] = Guide(*values["guide"])
+    return GenerationRequest(**values)
 
 
 def packed(delta: Delta) -> Any:

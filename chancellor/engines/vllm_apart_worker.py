@@ -1,6 +1,7 @@
 """The other end of an engine in a process of its own: vLLM as it also runs in the user's program."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, suppress
@@ -9,14 +10,19 @@ from typing import Any, Final, cast
 
 from chancellor import progress
 from chancellor.catalog import ModelSpec
-from chancellor.engines.base import Delta, EngineStats, GenerationRequest
+from chancellor.engines.base import Delta, EngineStats
 from chancellor.engines.logs import write_to
+from chancellor.engines.switching import quick_switches
 from chancellor.engines.vllm import VLLMEngine
-from chancellor.engines.vllm_apart_wire import Frames, Ready, framed, packed, portable
+from chancellor.engines.vllm_apart_wire import Frames, Ready, framed, packed, portable, request_of
+from chancellor.errors import EngineDiedError, InvalidInputError
 
 __all__ = ["Worker", "serve", "work"]
 
+logger = logging.getLogger(__name__)
 _LOOK_EVERY_S: Final = 0.2
+_END_S: Final = 5.0
+"""How long a start that was interrupted may take to clean up."""
 
 
 def work(line: socket.socket, spec: ModelSpec, log: Path) -> None:
@@ -28,7 +34,7 @@ def work(line: socket.socket, spec: ModelSpec, log: Path) -> None:
         log: where the parent's engines write what they have to say.
     """
     write_to(log)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with quick_switches(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(serve(line, spec))
 
 
@@ -88,20 +94,29 @@ class Worker(asyncio.Protocol):
         """Start the engine, answer until nobody is there any more, and close it."""
         start = asyncio.create_task(self._start())
         gone = asyncio.create_task(self._gone.wait())
+        begun = False
         try:
-            await asyncio.wait({start, gone}, return_when=asyncio.FIRST_COMPLETED)
+            while not start.done() and not gone.done():
+                await asyncio.wait({start, gone}, timeout=_LOOK_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+                if not begun and self._engine.process_ids():
+                    begun = True
+                    self.put(("begun",))
             if start.done() and await start:
                 while not self._gone.is_set() and self._engine.healthy():
                     await asyncio.wait({gone}, timeout=_LOOK_EVERY_S)
                 self._look()
                 await gone
         finally:
+            if not start.done():  # what it has half written goes when it fails
+                self._engine.interrupt()
+                await asyncio.wait({start}, timeout=_END_S)
             await self._engine.close()
 
     async def _start(self) -> bool:
         try:
             await self._engine.start()
-        except Exception as error:  # noqa: BLE001 - raised again where it belongs
+        except Exception as error:
+            logger.exception("The engine did not start")
             self.put(("failed", portable(error)))
             self._flush()
             return False
@@ -135,14 +150,16 @@ class Worker(asyncio.Protocol):
         self._tasks[number] = task = asyncio.create_task(work)
         task.add_done_callback(lambda _: self._tasks.pop(number, None))
 
-    async def _answer(self, number: int, request: GenerationRequest) -> None:
+    async def _answer(self, number: int, asked: str) -> None:
         error = None
         try:
-            answer = cast("AsyncGenerator[Delta, None]", self._engine.generate(request))
+            answer = cast("AsyncGenerator[Delta, None]", self._engine.generate(request_of(asked)))
             async with aclosing(answer) as deltas:
                 async for delta in deltas:
                     self.put(("delta", number, packed(delta)))
-        except Exception as caught:  # noqa: BLE001 - raised again where it belongs
+        except Exception as caught:
+            if not isinstance(caught, InvalidInputError | EngineDiedError):
+                logger.exception("A request failed")
             error = portable(caught)
             self._look()  # first of all: whoever gets the error asks whether the engine lives
         self.put(("end", number, error))
@@ -150,7 +167,8 @@ class Worker(asyncio.Protocol):
     async def _call(self, number: int, method: Callable[[], Awaitable[None]]) -> None:
         try:
             await method()
-        except Exception as caught:  # noqa: BLE001 - raised again where it belongs
+        except Exception as caught:
+            logger.exception("A call failed")
             self.put(("end", number, portable(caught)))
         else:
             self.put(("end", number, None))

@@ -134,7 +134,7 @@ async def test_pieces_wait_for_answers_that_are_done(monkeypatch: pytest.MonkeyP
 
     readers = [asyncio.create_task(read("stream", stream)), asyncio.create_task(read("ending", ending))]
     await asyncio.sleep(0)
-    stream._bells.middles._woke_at = time.perf_counter()
+    stream._bells.middles.woke_at = time.perf_counter()
     ending.put(End())
     stream.put(1)
     for _ in range(100):
@@ -151,7 +151,7 @@ async def test_pieces_come_though_answers_never_cease(monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "_LONGEST_REST_S", 0.05)
     monkeypatch.setattr(module._Edges, "busy", True)
     streams = begun(200)
-    streams[0]._bells.middles._woke_at = began = time.perf_counter()
+    streams[0]._bells.middles.woke_at = began = time.perf_counter()
     came: list[float] = []
 
     async def read(stream: Inbox[int]) -> None:
@@ -166,6 +166,27 @@ async def test_pieces_come_though_answers_never_cease(monkeypatch: pytest.Monkey
         await asyncio.gather(*readers)
     assert came[0] >= 0.05
     assert came[49] < came[50] - 0.01  # a fourth of them at a time
+
+
+async def test_a_slow_loop_gets_more_at_a_time() -> None:
+    """With turns of 5 ms, 24 of them for four answers each would take two seconds for 64."""
+    streams = begun(64)
+    readers = [asyncio.create_task(stream.take()) for stream in streams]
+    slow = asyncio.create_task(slowly())
+    await asyncio.sleep(0)
+    began = time.perf_counter()
+    for stream in streams:
+        stream.put(End())
+    async with asyncio.timeout(10):
+        assert await asyncio.gather(*readers) == [[]] * 64
+    slow.cancel()
+    assert time.perf_counter() - began < 0.8
+
+
+async def slowly() -> None:
+    while True:
+        time.sleep(0.005)  # noqa: ASYNC251 - other work on the same loop
+        await asyncio.sleep(0)
 
 
 async def test_one_stream_gets_each_piece_when_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:

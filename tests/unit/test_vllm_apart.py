@@ -6,18 +6,29 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from pathlib import Path
+from enum import StrEnum
+from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
 
 from chancellor import ModelSpec, progress
-from chancellor.engines import Delta, EngineStats, GenerationRequest, TokenLogprob
+from chancellor.engines import Delta, EngineStats, GenerationRequest, Guide, TokenLogprob
 from chancellor.engines.hardware import default_frontend
 from chancellor.engines.pool import engine_of
 from chancellor.engines.vllm import VLLMEngine
-from chancellor.engines.vllm_apart import ApartVLLMEngine, until_ready
-from chancellor.engines.vllm_apart_wire import Frames, framed, packed, portable, receive, unpacked
+from chancellor.engines.vllm_apart import ApartVLLMEngine
+from chancellor.engines.vllm_apart_wire import (
+    Frames,
+    Ready,
+    asked,
+    framed,
+    packed,
+    portable,
+    receive,
+    request_of,
+    unpacked,
+)
 from chancellor.engines.vllm_apart_worker import Worker
 from chancellor.engines.vllm_processes import Processes
 from chancellor.errors import (
@@ -25,27 +36,18 @@ from chancellor.errors import (
     EngineDiedError,
     EngineStartError,
     GenerationError,
+    InvalidInputError,
     OutOfMemoryError,
     PromptTooLongError,
 )
+from tests import apart
 from tests.fakes import FakeEngine
 
 SPEC = ModelSpec(name="m", source="shape:nano", trinity=99)
 
 
-class Inner(FakeEngine):
-    """What runs in the other process."""
-
-    can_sleep = True
-    folder = Path("/models/m")
-
-    def __init__(self, spec: ModelSpec, report: Any = None) -> None:
-        super().__init__(spec)
-        self.report = report
-        self.calls: list[str] = []
-
-    def facts(self) -> dict[str, float]:
-        return {"weights_gib": 1.5}
+class Inner(apart.Inner):
+    """What is at the other end."""
 
     async def forget(self) -> None:
         self.calls.append("forget")
@@ -94,17 +96,25 @@ class Both:
 
     def _load(self, line: socket.socket) -> Any:
         frames = Frames()
-        ready = until_ready(line, frames)
+        messages = waited(self.engine, line, frames)
         line.setblocking(False)
-        return line, frames, ready
+        return line, frames, messages
 
     async def __aexit__(self, *_: object) -> None:
         await self.engine.close()
         await asyncio.wait_for(self.serving, 5)
 
     async def ask(self, text: str, **options: Any) -> list[Delta]:
-        asked = GenerationRequest(prompt=text, **options)
-        return [delta async for delta in self.engine.generate(asked)]
+        request = GenerationRequest(prompt=text, **options)
+        return [delta async for delta in self.engine.generate(request)]
+
+
+def waited(engine: ApartVLLMEngine, line: socket.socket, frames: Frames) -> list[Any]:
+    """Wait until the engine is ready, as if a process were at the other end that does not end."""
+    lives, end = socket.socketpair()
+    with lives, end:
+        process: Any = SimpleNamespace(sentinel=lives.fileno())
+        return engine._until_ready(line, frames, process)
 
 
 @pytest.fixture(autouse=True)
@@ -215,13 +225,13 @@ async def test_a_line_that_is_cut_ends_what_is_under_way() -> None:
     Inner.delta_s = 10.0
     try:
         async with Both() as both:
-            asked = asyncio.create_task(both.ask("a"))
+            under_way = asyncio.create_task(both.ask("a"))
             called = asyncio.create_task(both.engine.forget())
             await called
             assert both.worker._transport is not None
             both.worker._transport.abort()
             with pytest.raises(EngineDiedError, match="ended while it answered"):
-                await asyncio.wait_for(asked, 5)
+                await asyncio.wait_for(under_way, 5)
             assert not both.engine.healthy()
     finally:
         Inner.delta_s = 0.0
@@ -243,8 +253,83 @@ async def test_progress_is_passed_on() -> None:
     with ours, theirs:
         theirs.sendall(framed([("progress", step)]) + framed([("failed", EngineStartError("No."))]))
         with progress.listening(heard.append), pytest.raises(EngineStartError, match="No"):
-            until_ready(ours, Frames())
+            waited(ApartVLLMEngine(SPEC), ours, Frames())
     assert heard == [step]
+
+
+async def test_a_death_right_after_the_start_is_not_lost() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        engine = ApartVLLMEngine(SPEC)
+        theirs.sendall(framed([("begun",), ("ready", Ready(None, {}, False, "/m")), ("died",)]))
+        assert waited(engine, ours, Frames()) == [("died",)]
+
+
+def test_a_process_that_ends_while_a_copy_of_its_line_is_open() -> None:
+    """A child that the program has forked meanwhile has one."""
+    ours, theirs = socket.socketpair()
+    lives, end = socket.socketpair()
+    end.close()
+    process: Any = SimpleNamespace(sentinel=lives.fileno())
+    with ours, theirs, lives, pytest.raises(EOFError):
+        ApartVLLMEngine(SPEC)._until_ready(ours, Frames(), process)
+
+
+class Colour(StrEnum):
+    """Known in this program only."""
+
+    RED = "red"
+
+
+async def test_no_class_of_the_callers_has_to_be_known_elsewhere() -> None:
+    tool = {"type": "function", "function": {"name": "paint", "parameters": {"enum": list(Colour)}}}
+    request = GenerationRequest(
+        [{"role": "user", "content": "a"}],
+        tools=(tool,),
+        guide=Guide("choice", list(Colour)),
+        stop=(Colour.RED,),
+        logit_bias=((3, 0.5),),
+        answered=(1, 2),
+        timeout_s=2.5,
+    )
+    back = request_of(pickle.loads(pickle.dumps(asked(request))))
+    assert back == request
+    assert type(back.stop[0]) is str
+    assert request_of(asked(GenerationRequest(prompt=(1, 2)))).prompt == (1, 2)
+    async with Both() as both:
+        assert [delta.text async for delta in both.engine.generate(request)]
+
+
+async def test_a_request_that_cannot_be_passed_on_is_the_callers() -> None:
+    async with Both() as both:
+        request = GenerationRequest([{"role": "user", "content": "a"}], tools=({"function": lambda: None},))
+        with pytest.raises(InvalidInputError, match="JSON"):
+            [delta async for delta in both.engine.generate(request)]
+        assert both.engine._inboxes == {}
+        assert both.engine.healthy()
+
+
+def test_a_start_that_is_interrupted_is_asked_before_it_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, called = ApartVLLMEngine(SPEC), []
+    monkeypatch.setattr(engine, "_cut", lambda: called.append("cut"))
+    monkeypatch.setattr(engine, "kill", lambda: called.append("kill"))
+    engine.interrupt()
+    engine.interrupt()
+    assert called == ["cut"]
+    assert engine._interrupted is not None
+    engine._interrupted -= 10
+    engine.interrupt()
+    assert called == ["cut", "kill"]
+
+
+def test_what_waits_for_its_turn_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ApartVLLMEngine(SPEC)
+    assert engine.stalled() is None
+    later = time.monotonic() + 5
+    monkeypatch.setattr("chancellor.engines.pulse.time.monotonic", lambda: later + 3600)
+    assert engine.stalled() is None
+    monkeypatch.setattr("chancellor.engines.pulse.time.monotonic", lambda: later + 3605)
+    assert engine.stalled() is None
 
 
 class TestStillborn:
