@@ -5,6 +5,7 @@
 # docker kills 10 s after `docker stop` unless --stop-timeout says otherwise: more than CHANCELLOR_SERVE_DRAIN_DELAY_S (0)
 # and CHANCELLOR_SERVE_DRAIN_S (60) together, and 15 s for the engines to end.
 # See docs/scaling.md for Kubernetes. For its probes: /health says that the process answers, /ready that an engine does.
+# 3.12 or 3.13: requirements/cuda.txt does not fit 3.11.
 ARG PYTHON=docker.io/library/python:3.12-slim-bookworm
 
 # hadolint ignore=DL3006
@@ -25,7 +26,8 @@ RUN pip install --no-deps --no-build-isolation --no-cache-dir .
 
 # hadolint ignore=DL3006
 FROM ${PYTHON}
-# g++: Triton and FlashInfer compile kernels where they run; Triton needs Python's headers, which this base image has.
+# g++: Triton compiles its launchers where it runs, with Python's headers, which this base image has. No nvcc is on the
+# PATH: vLLM then leaves FlashInfer's kernels and DeepGEMM alone.
 # tini: the endpoint would not collect what its engines leave behind. wget: KubeRay's probes.
 # hadolint ignore=DL3008
 RUN apt-get update \

@@ -13,12 +13,15 @@ class Probe:
         """Count the layers that multiply, by the kernel that does it."""
         from vllm.model_executor.layers.linear import LinearBase
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+        from vllm.model_executor.parameter import BasevLLMParameter
 
         found: Counter[str] = Counter()
         for module in self.model_runner.model.modules():
             if isinstance(module, LinearBase | ParallelLMHead):
                 kernel = getattr(module.quant_method, "kernel", None)
-                weight = type(getattr(module, "weight", None)).__name__
+                own = getattr(module, "weight", None)
+                # vLLM's loader leaves a class of its own where no kernel has packed the weight, as AMX's does.
+                weight = "Parameter" if isinstance(own, BasevLLMParameter) else type(own).__name__
                 head = "head: " if isinstance(module, ParallelLMHead) else ""
                 found[head + (type(kernel).__name__ if kernel else f"none, {weight}")] += 1
         return dict(found)
