@@ -343,7 +343,9 @@ def test_who_wants_the_room_can_go_while_one_falls_asleep(make: Make, monkeypatc
         asked = asyncio.create_task(answered(pool, B))
         await until(lambda: "sleep a" in Sleepy.log)
         asked.cancel()
+        await asyncio.wait({asked})  # else it may ask for B again
         await pool.astop(B)
+        Sleepy.slow_s = 0.0
         return await answered(pool, A)
 
     assert asyncio.run(asyncio.wait_for(scenario(), 20)) == ANSWER
@@ -361,6 +363,7 @@ def test_another_one_can_want_the_room_while_one_falls_asleep(make: Make) -> Non
         await until(lambda: "sleep a" in Sleepy.log)
         assert pool._residents._swap._turn.locked()  # nothing starts while memory is measured
         asked.cancel()
+        await asyncio.wait({asked})  # else it may ask for B again
         await pool.astop(B)
         return await answered(pool, C)
 
@@ -388,6 +391,7 @@ def test_who_wants_the_room_can_go_while_it_is_decided_what_becomes_of_another(
         asked = asyncio.create_task(answered(pool, B))
         await until(lambda: looks)
         asked.cancel()
+        await asyncio.wait({asked})  # else it may ask for B again
         await pool.astop(B)
         return await answered(pool, A)
 
