@@ -15,6 +15,7 @@ import pytest
 from chancellor import ModelSpec, progress
 from chancellor.engines import Delta, EngineStats, GenerationRequest, Guide, TokenLogprob
 from chancellor.engines.hardware import default_frontend
+from chancellor.engines.logs import log_file
 from chancellor.engines.pool import engine_of
 from chancellor.engines.vllm import VLLMEngine
 from chancellor.engines.vllm_apart import ApartVLLMEngine
@@ -336,12 +337,12 @@ class TestStillborn:
     """A process that ends before it is ready."""
 
     def test_it_says_so(self) -> None:
-        error = ApartVLLMEngine(SPEC)._stillborn(1, 0)
+        error = ApartVLLMEngine(SPEC)._stillborn(1, log_file().stat().st_size)
         assert type(error) is EngineStartError
         assert "exit code 1" in str(error)
 
     def test_the_kernel_has_killed_it(self) -> None:
-        assert isinstance(ApartVLLMEngine(SPEC)._stillborn(-9, 0), OutOfMemoryError)
+        assert isinstance(ApartVLLMEngine(SPEC)._stillborn(-9, log_file().stat().st_size), OutOfMemoryError)
 
     def test_somebody_wanted_it(self) -> None:
         engine = ApartVLLMEngine(SPEC)
