@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -106,7 +107,8 @@ class Apart(ApartVLLMEngine):
     speed = 1.0
 
     def _work(self) -> Any:
-        return partial(work, self.speed)
+        # By the module's name: a process of an engine does not run this script as its own main module.
+        return partial(import_module(Path(__file__).stem).work, self.speed)
 
     def tokenizer(self) -> Any:
         return None

@@ -26,9 +26,9 @@ _PATIENCE_S: Final = 0.002
 _BUSY_S: Final = 0.0005
 _REST: Final = 1.0
 _LONGEST_REST_S: Final = 0.25
-_SLOW_S: Final = 0.02
-_SLOW_SHARE: Final = 4
-"""On a loop that takes longer than that, for whatever reason, a fourth of those that wait are woken at a time."""
+_SLOW_S: Final = 0.05
+_SLOW_SHARE: Final = 8
+"""On a loop that takes longer than that, for whatever reason, an eighth of those that wait are woken at a time."""
 T = TypeVar("T")
 
 
