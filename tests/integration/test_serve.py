@@ -261,8 +261,9 @@ def test_five_hundred_callers_of_whom_a_third_hangs_up_and_five_hundred_more(
         assert crowd.statuses == {200}
         wait_until(idle, 60)
         wait_until(lambda: process.num_fds() <= files + 10, 60)
-        assert ended("cancelled", "499") - before[0] == 125
-        assert ended("cancelled", "200") > before[1]  # all 42, but for those whose answer was ready in one piece
+        early, late = ended("cancelled", "499") - before[0], ended("cancelled", "200") - before[1]
+        assert 115 < early <= 125  # but for those whose first token was sooner than their hanging up
+        assert 125 < early + late <= 167  # but for those whose answer was ready in one piece
         assert ended("error", "200") == before[2]
         assert server.metric("chancellor_http_requests_running") == {"": 1.0}  # this very look
         memory.append(process.memory_info().rss)
