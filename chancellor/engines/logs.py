@@ -4,6 +4,8 @@ import logging
 import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +15,16 @@ import psutil
 
 from chancellor.settings import settings
 
-__all__ = ["LOG_VARIABLE", "file_handler", "log_file", "refusal_in", "shortage_in", "vllm_logging_config", "write_to"]
+__all__ = [
+    "LOG_VARIABLE",
+    "file_handler",
+    "in_file",
+    "log_file",
+    "refusal_in",
+    "shortage_in",
+    "vllm_logging_config",
+    "write_to",
+]
 
 LOG_VARIABLE: Final = "CHANCELLOR_ENGINE_LOG"
 """Environment variable that tells an engine's processes where to write."""
@@ -61,6 +72,29 @@ def _tidy(folder: Path) -> None:
 def _in_use(log: Path) -> bool:
     pid = log.stem.rpartition("-")[2]
     return pid.isdecimal() and psutil.pid_exists(int(pid))
+
+
+@contextmanager
+def in_file(*names: str) -> Iterator[None]:
+    """Write what loggers of these names, and those below them, say meanwhile into the file and nowhere else."""
+    handler = logging.FileHandler(log_file())
+    handler.setFormatter(logging.Formatter("%(levelname)s %(asctime)s [%(name)s] %(message)s", "%m-%d %H:%M:%S"))
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(one, list(one.handlers), one.propagate) for one in loggers]
+    try:
+        for one, handlers, _ in before:
+            for theirs in handlers:
+                one.removeHandler(theirs)
+            one.addHandler(handler)
+            one.propagate = False
+        yield
+    finally:
+        for one, handlers, propagate in before:
+            one.removeHandler(handler)
+            for theirs in handlers:
+                one.addHandler(theirs)
+            one.propagate = propagate
+        handler.close()
 
 
 def refusal_in(log: Path, since: int) -> str | None:

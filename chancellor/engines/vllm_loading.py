@@ -7,12 +7,13 @@ from chancellor import progress
 from chancellor.catalog import ModelSpec
 from chancellor.engines.base import EngineStats
 from chancellor.engines.hardware import default_dtype
-from chancellor.engines.logs import log_file, refusal_in, shortage_in
+from chancellor.engines.logs import in_file, log_file, refusal_in, shortage_in
 from chancellor.engines.phases import following
 from chancellor.engines.postmortem import PostMortem
 from chancellor.engines.spawn import engine_spawning, environment, starting
 from chancellor.engines.vllm_args import engine_args, process_environment
 from chancellor.engines.vllm_parts import (
+    TALKATIVE,
     forget_environment,
     import_async_llm,
     keep_imports,
@@ -89,6 +90,7 @@ def _load(
             environment(process_environment()),
             engine_spawning(),
             following(log_file(), spec.name) as facts,
+            in_file(*TALKATIVE),
         ):
             arguments = engine_args(spec, prepared, dtype)
             llm: AsyncLLM = async_llm.from_engine_args(arguments, stat_loggers=[stat_logger(record)])

@@ -5,19 +5,34 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 from chancellor.engines.base import EngineStats
+from chancellor.engines.logs import in_file
 from chancellor.errors import EngineStartError, MissingDependencyError
 
-__all__ = ["forget_environment", "import_async_llm", "keep_imports", "remember_environment", "stat_logger"]
+__all__ = [
+    "TALKATIVE",
+    "forget_environment",
+    "import_async_llm",
+    "keep_imports",
+    "remember_environment",
+    "stat_logger",
+]
+
+TALKATIVE: Final = ("torch", "torchao")
+"""Loggers that tell, while vLLM is imported and started, of all kernels that this machine lacks."""
 
 
 @cache
 def import_async_llm() -> Any:
     """Return AsyncLLM, less its finaliser."""
+    with suppress(Exception):  # vLLM's import tells why
+        import torch  # noqa: F401 - sets up its loggers anew
     try:
-        import vllm  # noqa: F401
+        with in_file(*TALKATIVE):
+            import vllm  # noqa: F401
+            from vllm.v1.engine.async_llm import AsyncLLM
     except Exception as error:
         if isinstance(error, ImportError) and error.name == "vllm":
             raise MissingDependencyError.of("vllm") from error
@@ -25,7 +40,6 @@ def import_async_llm() -> Any:
             f"vLLM is installed, but cannot be imported: {error}",
             hint="Its version and torch's have to match: the folder requirements/ has sets that do.",
         ) from error
-    from vllm.v1.engine.async_llm import AsyncLLM
 
     class QuietAsyncLLM(AsyncLLM):  # type: ignore[misc]
         def __del__(self) -> None:

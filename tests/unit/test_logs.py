@@ -1,5 +1,6 @@
 """Logs of engines: one a process, tidied without taking a log from a process that still writes."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -38,6 +39,24 @@ def test_a_log_that_was_cleaned_away_is_made_again(folder: Path) -> None:
     logs.log_file().unlink()
     folder.rmdir()
     assert logs.log_file().exists()
+
+
+def test_what_libraries_say_goes_into_the_file_for_a_while(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    library = logging.getLogger("library")
+    library.addHandler(caplog.handler)
+    before = list(library.handlers), library.propagate
+    try:
+        with logs.in_file("library", "other"):
+            logging.getLogger("library.part").warning("no such kernel")
+        assert caplog.messages == []
+        assert "WARNING" in logs.log_file().read_text()
+        assert "[library.part] no such kernel" in logs.log_file().read_text()
+        assert (library.handlers, library.propagate) == before
+        library.warning("of the user's own")
+        assert "of the user's own" in caplog.messages
+    finally:
+        library.removeHandler(caplog.handler)
+    assert "own" not in logs.log_file().read_text()
 
 
 @pytest.mark.parametrize(
