@@ -2,7 +2,7 @@
 
 Every answer runs to its full length, so that a lost or doubled token shows: the tokens are counted, and the text has to
 be what they decode to. Each minute or so something happens to one of the engines:
-    kill      SIGKILL of its process
+    kill      SIGKILL of its process; with --apart, which puts the second model's front end in one, of the front end
     stop      SIGSTOP of its process, which only the pool's watch can notice
     worker    SIGKILL of the process below it that computes
     close     it is closed and starts again with the next request
@@ -27,6 +27,7 @@ from rich.console import Console
 from chancellor import Catalog, EngineOptions, ModelSpec
 from chancellor.bench.machine import Machine
 from chancellor.engines import Delta, EnginePool, GenerationRequest, Guide
+from chancellor.engines.hardware import default_frontend
 from chancellor.engines.ladder import Ladder
 from chancellor.errors import EngineBusyError, GenerationTimeoutError
 from chancellor.fallbacks import FallbackOptions
@@ -37,8 +38,9 @@ GUIDE = Guide("json_schema", {"type": "object", "properties": {"n": {"type": "in
 console = Console()
 
 
-def models(*, random_weights: bool) -> list[ModelSpec]:
-    nano = ModelSpec(name="nano", source="shape:nano", trinity=96, engine=EngineOptions(kv_cache_gib=0.25))
+def models(*, random_weights: bool, apart: bool) -> list[ModelSpec]:
+    options = EngineOptions(kv_cache_gib=0.25, frontend="process" if apart else "thread")
+    nano = ModelSpec(name="nano", source="shape:nano", trinity=96, engine=options)
     if random_weights:
         return [nano, nano.model_copy(update={"name": "nano-int8", "scheme": "int8"})]
     return [Catalog.demo()["smollm2-135m-int8"], nano]
@@ -49,7 +51,7 @@ class Soak:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.models = models(random_weights=options.random_weights)
+        self.models = models(random_weights=options.random_weights, apart=options.apart)
         self.pool = EnginePool()
         self.ladder = Ladder(FallbackOptions())
         self.counts: Counter[str] = Counter()
@@ -167,6 +169,7 @@ def main() -> None:
     parser.add_argument("--callers", type=int, default=16)
     parser.add_argument("--every", type=float, default=60.0, help="seconds from fault to fault")
     parser.add_argument("--random-weights", action="store_true", help="two models of random weights, for a quick look")
+    parser.add_argument("--apart", action="store_true", help="the second model's front end has a process of its own")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     soak = Soak(options)
@@ -180,7 +183,7 @@ def main() -> None:
         "machine": Machine.this().model_dump(),
         "minutes": round((time.monotonic() - began) / 60, 1),
         "callers": options.callers,
-        "models": [model.name for model in soak.models],
+        "models": {model.name: model.engine.frontend or default_frontend() for model in soak.models},
         "requests": dict(soak.counts),
         "tokens": soak.tokens,
         "slowest_answer_s": round(soak.slowest, 1),

@@ -15,12 +15,14 @@ class Inner(FakeEngine):
     """What runs in the other process."""
 
     can_sleep = True
-    folder = Path("/models/m")
 
     def __init__(self, spec: ModelSpec, report: Any = None) -> None:
         super().__init__(spec)
         self.report = report
         self.calls: list[str] = []
+
+    def tokenizer_source(self) -> tuple[str, str | None]:
+        return "/models/m", None
 
     def facts(self) -> dict[str, float]:
         return {"weights_gib": 1.5}

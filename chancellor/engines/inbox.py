@@ -52,6 +52,9 @@ def taken_from(items: collections.deque[Any]) -> list[Any]:
 class _Bell(ABC):
     """Wakes a loop once for all that came meanwhile, to however many inboxes: a wake-up is a system call."""
 
+    longest_s = _SLOW_S
+    """How long those that were woken have the loop to themselves."""
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
@@ -84,8 +87,9 @@ class _Bell(ABC):
 
     def _settle(self, turns: int) -> None:
         """Let the loop deal with those that were woken before it gets more."""
-        self.slow = time.perf_counter() - self.woke_at > _SLOW_S
-        if turns and not self.slow:
+        took = time.perf_counter() - self.woke_at
+        self.slow = took > _SLOW_S
+        if turns and took < self.longest_s:
             self.loop.call_soon(self._settle, turns - 1)
         else:
             self._settled()
@@ -108,6 +112,8 @@ class _Bell(ABC):
 
 class _Edges(_Bell):
     """For beginnings and ends of answers: some at a time, and the next when the loop has come round a few times."""
+
+    longest_s = 0.01  # a loop that has something else to do comes round less often
 
     @property
     def busy(self) -> bool:

@@ -76,7 +76,10 @@ def _in_use(log: Path) -> bool:
 
 @contextmanager
 def in_file(*names: str) -> Iterator[None]:
-    """Write what loggers of these names, and those below them, say meanwhile into the file and nowhere else."""
+    """Write what loggers of these names say meanwhile into the file and nowhere else.
+
+    So do those below them that have no handlers of their own. What is configured anew meanwhile stays as it is then.
+    """
     handler = logging.FileHandler(log_file())
     handler.setFormatter(logging.Formatter("%(levelname)s %(asctime)s [%(name)s] %(message)s", "%m-%d %H:%M:%S"))
     loggers = [logging.getLogger(name) for name in names]
@@ -90,10 +93,11 @@ def in_file(*names: str) -> Iterator[None]:
         yield
     finally:
         for one, handlers, propagate in before:
-            one.removeHandler(handler)
-            for theirs in handlers:
-                one.addHandler(theirs)
-            one.propagate = propagate
+            if handler in one.handlers:
+                one.removeHandler(handler)
+                for theirs in handlers:
+                    one.addHandler(theirs)  # unless it is there
+                one.propagate = one.propagate or propagate
         handler.close()
 
 

@@ -22,6 +22,7 @@ PROCESS_NAMES: Final = ("EngineCore", "VllmWorker", OWN_PROCESS)
 starting: Final = threading.Lock()
 """Held while an engine starts: what is changed for it holds for the whole process."""
 
+_added: Final[set[str]] = set()
 _MAIN: Final = str(Path(__file__).with_name("engine_main.py"))
 
 
@@ -49,8 +50,22 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables that are not set yet, for the length of the block. Hold `starting`."""
     added = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(added)
+    _added.update(added)
     try:
         yield
     finally:
         for name in added:
             os.environ.pop(name, None)
+        _added.difference_update(added)
+
+
+def _after_fork() -> None:
+    """Undo in a forked child what a start in its parent has changed: nobody there ends that start."""
+    reinitialised: Any = starting
+    reinitialised._at_fork_reinit()  # noqa: SLF001 - as the standard library's own modules do
+    for name in _added:
+        os.environ.pop(name, None)
+    _added.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

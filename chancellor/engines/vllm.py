@@ -5,7 +5,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from chancellor.catalog import ModelSpec
@@ -62,11 +61,6 @@ class VLLMEngine(Engine):
     @property
     def quantization(self) -> str | None:
         return self._prepared.scheme if self._prepared else self.spec.scheme
-
-    @property
-    def folder(self) -> Path | None:
-        """The checkpoint that it serves, once it is known."""
-        return self._prepared.folder if self._prepared else None
 
     async def start(self) -> None:
         # Blocks for half a minute and more: on the loop it would hold up every other engine.
@@ -218,6 +212,15 @@ class VLLMEngine(Engine):
 
     def tokenizer(self) -> Any | None:
         return self._running().get_tokenizer()
+
+    def tokenizer_source(self) -> tuple[str, str | None] | None:
+        """Return where the tokenizer comes from, and its revision; None if it is not one of Hugging Face's."""
+        from transformers import PreTrainedTokenizerBase
+
+        llm = self._running()
+        if not isinstance(llm.get_tokenizer(), PreTrainedTokenizerBase):
+            return None
+        return llm.model_config.tokenizer, llm.model_config.tokenizer_revision
 
     def process_ids(self) -> list[int]:
         return [process.pid for process in self._processes.all]

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
@@ -56,6 +57,8 @@ class ApartVLLMEngine(Engine):
         self._line: _Line | None = None
         self._cut: Callable[[], object] = _nothing
         """Cuts the line, which ends the process."""
+        self._hang_up: Callable[[], object] = _nothing
+        """The same, but what it still has to say is read."""
         self._numbers = itertools.count()
         self._inboxes: dict[int, asyncio.Queue[Any]] = {}
         self._stats = EngineStats(running=0, waiting=0, kv_cache_usage=0.0, peak_running=0)
@@ -104,7 +107,8 @@ class ApartVLLMEngine(Engine):
                     )
                     process.start()
                 # An interpreter that ends waits for its processes; this is done before.
-                self._cut = Finalize(None, _cut, args=(line,), exitpriority=0)
+                self._cut = Finalize(None, _shut, args=(line, socket.SHUT_RDWR), exitpriority=0)
+                self._hang_up = partial(_shut, line, socket.SHUT_WR)
                 self._pulse = Pulse([psutil.Process(process.pid)], patience=math.inf, step_s=math.inf)
                 messages = self._until_ready(line, frames, process)
             except BaseException as error:
@@ -151,13 +155,14 @@ class ApartVLLMEngine(Engine):
             return EngineStartError(f"The start of {self.spec.name!r} was interrupted.")
         if (shortage := shortage_in(log_file(), logged, f"exit code {code}")) is not None:
             return OutOfMemoryError(f"There was not enough memory to start {self.spec.name!r}: {shortage}")
+        how = "had to be killed" if code is None else f"ended with exit code {code}"
         return EngineStartError(
-            f"vLLM's process ended while it loaded {self.spec.name!r} (exit code {code}).",
+            f"vLLM's process {how} while it loaded {self.spec.name!r}.",
             hint=f"The cause is in its log: {log_file()}",
         )
 
     def _end_process(self, patience_s: float) -> int | None:
-        """Cut the line, and see to it that the process ends; return its exit code.
+        """Cut the line, and see to it that the process ends; return its exit code, None if it had to be killed.
 
         By multiprocessing, which keeps file descriptors for a process that somebody else has waited for.
         """
@@ -166,19 +171,19 @@ class ApartVLLMEngine(Engine):
         if process is None or process.pid is None:  # it was not even started
             return None
         process.join(patience_s if self._interrupted is None else max(patience_s, _CLEAN_UP_S))
-        if process.is_alive():
+        if killed := process.is_alive():
             process.kill()
             process.join(SHUTDOWN_S)
         code = process.exitcode
         if code is not None:
             process.close()
-        return code
+        return None if killed else code
 
     def interrupt(self) -> None:
         now = time.monotonic()
         if self._interrupted is None:
             self._interrupted = now
-            self._cut()  # it cleans up
+            self._hang_up()  # it cleans up
         elif self._ready is not None or now - self._interrupted > _CLEAN_UP_S:
             self.kill()
 
@@ -228,9 +233,9 @@ class ApartVLLMEngine(Engine):
 
     def take(self, messages: list[Any]) -> None:
         """Take what the process has sent."""
-        self._pulse.beat()
         for kind, *rest in messages:
             if kind == "stats":
+                self._pulse.beat()
                 self._stats = stats = rest[0]
                 self._peaks = max(self._peaks[0], stats.running), max(self._peaks[1], stats.kv_cache_usage or 0.0)
             elif kind == "died":
@@ -272,11 +277,12 @@ class ApartVLLMEngine(Engine):
         return seen
 
     def tokenizer(self) -> Any | None:
-        if self._tokenizer is None and self._ready is not None:
+        if self._tokenizer is None and self._ready is not None and self._ready.tokenizer is not None:
             from transformers import AutoTokenizer
 
+            name, revision = self._ready.tokenizer
             self._tokenizer = AutoTokenizer.from_pretrained(
-                self._ready.folder, trust_remote_code=self.spec.trust_remote_code
+                name, revision=revision or "main", trust_remote_code=self.spec.trust_remote_code
             )
         return self._tokenizer
 
@@ -311,8 +317,8 @@ class ApartVLLMEngine(Engine):
         await in_thread(self._end)
 
     def _end(self) -> None:
-        ended = self._end_process(_CLOSE_S)
-        self._processes.end(0.0 if ended else SHUTDOWN_S)  # if it was killed, those below it are not asked
+        ended = self._end_process(_CLOSE_S) == 0
+        self._processes.end(SHUTDOWN_S if ended else 0.0)  # else those below it were not asked
 
 
 class _Line(asyncio.Protocol):
@@ -344,10 +350,10 @@ class _Line(asyncio.Protocol):
             self._transport.abort()
 
 
-def _cut(line: socket.socket) -> None:
+def _shut(line: socket.socket, how: int) -> None:
     """End the line for all who hold it: a child that the program has forked does."""
     with suppress(OSError):
-        line.shutdown(socket.SHUT_WR)
+        line.shutdown(how)
 
 
 def _nothing() -> None:

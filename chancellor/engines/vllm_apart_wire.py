@@ -24,8 +24,8 @@ class Ready:
     quantization: str | None
     facts: dict[str, float]
     can_sleep: bool
-    folder: str
-    """Of the checkpoint that it serves."""
+    tokenizer: tuple[str, str | None] | None
+    """Where its Hugging Face tokenizer is, and the revision; None where it has another kind of tokenizer."""
 
 
 def framed(message: Any) -> bytes:

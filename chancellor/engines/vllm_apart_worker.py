@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -15,12 +16,14 @@ from chancellor.engines.logs import write_to
 from chancellor.engines.switching import quick_switches
 from chancellor.engines.vllm import VLLMEngine
 from chancellor.engines.vllm_apart_wire import Frames, Ready, framed, packed, portable, request_of
-from chancellor.errors import EngineDiedError, InvalidInputError
+from chancellor.errors import ChancellorError, EngineDiedError, EngineStartError, InvalidInputError
 
 __all__ = ["Worker", "serve", "work"]
 
 logger = logging.getLogger(__name__)
 _LOOK_EVERY_S: Final = 0.2
+_FEEL_EVERY_S: Final = 1.0
+"""How often the engine's pulse is felt: as often as a pool does it where the engine is in its own process."""
 _END_S: Final = 5.0
 """How long a start that was interrupted may take to clean up."""
 
@@ -81,6 +84,7 @@ class Worker(asyncio.Protocol):
     """Does what it is asked for. What comes up within one turn of the loop goes out as one message."""
 
     def __init__(self, spec: ModelSpec, make: Make = _Engine) -> None:
+        self._name = spec.name
         self._engine = make(spec, self._note)
         self._frames = Frames()
         self._transport: asyncio.Transport | None = None
@@ -89,6 +93,8 @@ class Worker(asyncio.Protocol):
         self._stats: EngineStats | None = None
         self._flushing = False
         self._gone = asyncio.Event()
+        self._felt = 0.0
+        self._hung: str | None = None
 
     async def run(self) -> None:
         """Start the engine, answer until nobody is there any more, and close it."""
@@ -101,28 +107,50 @@ class Worker(asyncio.Protocol):
                 if not begun and self._engine.process_ids():
                     begun = True
                     self.put(("begun",))
+                if self._hangs():
+                    self._engine.interrupt()  # again with each look, until it has failed
             if start.done() and await start:
                 while not self._gone.is_set() and self._engine.healthy():
                     await asyncio.wait({gone}, timeout=_LOOK_EVERY_S)
+                    if self._hangs():
+                        self._engine.kill()
                 self._look()
                 await gone
         finally:
-            if not start.done():  # what it has half written goes when it fails
+            until = time.monotonic() + _END_S
+            while not start.done() and time.monotonic() < until:  # what it has half written goes when it fails
                 self._engine.interrupt()
-                await asyncio.wait({start}, timeout=_END_S)
+                await asyncio.wait({start}, timeout=_LOOK_EVERY_S)
             await self._engine.close()
 
     async def _start(self) -> bool:
         try:
             await self._engine.start()
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a checkpoint's own code may end the program
             logger.exception("The engine did not start")
-            self.put(("failed", portable(error)))
+            self.put(("failed", self._start_error(error)))
             self._flush()
             return False
         engine = self._engine
-        self.put(("ready", Ready(engine.quantization, engine.facts(), engine.can_sleep, str(engine.folder))))
+        tokenizer = engine.tokenizer_source()
+        self.put(("ready", Ready(engine.quantization, engine.facts(), engine.can_sleep, tokenizer)))
         return True
+
+    def _start_error(self, error: BaseException) -> ChancellorError:
+        if self._hung is not None:
+            return EngineStartError(f"The start of {self._name!r} hung, and was ended: {self._hung}.")
+        if isinstance(error, ChancellorError):
+            return portable(error)
+        return EngineStartError(f"The engine of {self._name!r} did not start: {type(error).__name__}: {error}")
+
+    def _hangs(self) -> bool:
+        """Whether nothing more is to be expected of vLLM's processes. Who asked cannot tell them from this one."""
+        if (now := time.monotonic()) >= self._felt + _FEEL_EVERY_S:
+            self._felt = now
+            if (reason := self._engine.stalled()) is not None:
+                logger.warning("The engine of %r is ended: %s", self._name, reason)
+                self._hung = self._hung or reason
+        return self._hung is not None
 
     def _look(self) -> None:
         if not self._engine.healthy():

@@ -30,6 +30,7 @@ class Processes:
     def __init__(self) -> None:
         self._before: set[Any] = set()
         self._starting = False
+        self._started: set[Any] = set()
         self._all: list[psutil.Process] = []
         self._segments: set[Path] = set()
         self._sentinels: list[int] = []
@@ -48,7 +49,8 @@ class Processes:
         try:
             with environment({} if folder is None else {"VLLM_RPC_BASE_PATH": str(folder)}):
                 yield
-            self._all = _with_children(_children() - self._before)
+            self._started = _children() - self._before
+            self._all = _with_children(self._started)
             self._segments = _shared_memory(self._all)
         except Exception:
             _end(_with_children(_children() - self._before), timeout_s=0)
@@ -60,7 +62,8 @@ class Processes:
     def watch(self, gone: Callable[[], None]) -> None:
         """Call `gone` on this loop when one is gone. vLLM notices that itself, unless the process was asked to end."""
         loop = asyncio.get_running_loop()
-        for process in _children() - self._before:
+        started, self._started = self._started, set()
+        for process in started:
 
             def ended(sentinel: int = process.sentinel) -> None:
                 loop.remove_reader(sentinel)

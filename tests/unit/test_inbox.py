@@ -23,7 +23,8 @@ async def elsewhere(inboxes: Sequence[Inbox[int]], item: int | End) -> None:
     await asyncio.to_thread(write)
 
 
-async def test_those_that_are_answered_together_are_woken_in_groups() -> None:
+async def test_those_that_are_answered_together_are_woken_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module._Edges, "longest_s", 60.0)  # this machine may be busy
     inboxes = [Inbox[int](asyncio.get_running_loop()) for _ in range(100)]
     under_way, most = 0, 0
 
@@ -187,6 +188,26 @@ async def slowly() -> None:
     while True:
         time.sleep(0.005)  # noqa: ASYNC251 - other work on the same loop
         await asyncio.sleep(0)
+
+
+async def test_a_loop_that_has_something_else_to_do_is_not_waited_for() -> None:
+    inboxes = [Inbox[int](asyncio.get_running_loop()) for _ in range(64)]
+    turns: list[int] = []
+
+    async def work() -> None:
+        while True:
+            time.sleep(0.002)  # noqa: ASYNC251 - it holds the loop up, as this is about
+            turns.append(1)
+            await asyncio.sleep(0)
+
+    readers = [asyncio.create_task(inbox.take()) for inbox in inboxes]
+    await asyncio.sleep(0)
+    working = asyncio.create_task(work())
+    await elsewhere(inboxes, End())
+    turns.clear()
+    await asyncio.gather(*readers)
+    working.cancel()
+    assert len(turns) < 64 / module._EDGES * module._EDGE_TURNS / 2
 
 
 async def test_one_stream_gets_each_piece_when_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:

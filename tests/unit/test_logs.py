@@ -59,6 +59,27 @@ def test_what_libraries_say_goes_into_the_file_for_a_while(folder: Path, caplog:
     assert "own" not in logs.log_file().read_text()
 
 
+def test_what_is_configured_meanwhile_stays(folder: Path) -> None:
+    assert folder.exists()
+    library, theirs = logging.getLogger("library"), logging.NullHandler()
+    library.addHandler(before := logging.NullHandler())
+    try:
+        with logs.in_file("library"):
+            for handler in list(library.handlers):  # as dictConfig does
+                library.removeHandler(handler)
+            library.addHandler(theirs)
+            library.propagate = False
+        assert (library.handlers, library.propagate) == ([theirs], False)
+        with logs.in_file("library"):
+            library.propagate = True
+            library.addHandler(before)
+        assert (library.handlers, library.propagate) == ([before, theirs], True)
+    finally:
+        library.removeHandler(before)
+        library.removeHandler(theirs)
+        library.propagate = True
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -13,7 +13,7 @@ from typing import Any, Self
 import pytest
 
 from chancellor import ModelSpec, progress
-from chancellor.engines import Delta, EngineStats, GenerationRequest, Guide, TokenLogprob
+from chancellor.engines import Delta, EngineStats, GenerationRequest, Guide, TokenLogprob, vllm_apart_worker
 from chancellor.engines.hardware import default_frontend
 from chancellor.engines.logs import log_file
 from chancellor.engines.pool import engine_of
@@ -72,11 +72,55 @@ class Inner(apart.Inner):
                 yield delta
 
 
+class Hanging(Inner):
+    """vLLM's processes hang, while its front end is as lively as ever."""
+
+    async def start(self) -> None:
+        self.ended = asyncio.Event()
+        self.reason: str | None = None
+        await super().start()
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+        if request.prompt == "hang":
+            self.reason = "it has not moved for 30 s"
+            await self.ended.wait()
+            raise EngineDiedError("It was killed.")
+        async for delta in super().generate(request):
+            yield delta
+
+    def stalled(self) -> str | None:
+        return self.reason
+
+    def kill(self) -> None:
+        self.alive = False
+        self.ended.set()
+
+
+class HangingStart(Hanging):
+    """So does its warm-up."""
+
+    async def start(self) -> None:
+        self.ended = asyncio.Event()
+        self.reason = "it has made no token for 600 s"
+        await self.ended.wait()
+        raise ValueError("interrupted")
+
+    interrupt = Hanging.kill
+
+
+class EndingStart(Inner):
+    """A checkpoint's own code ends the program."""
+
+    async def start(self) -> None:
+        raise SystemExit(3)
+
+
 class Both:
     """Both ends, on one loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, inner: type[Inner] = Inner) -> None:
         self.engine = ApartVLLMEngine(SPEC)
+        self.made: Any = inner
         self.worker: Worker
 
     @property
@@ -86,8 +130,7 @@ class Both:
     async def __aenter__(self) -> Self:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
-        made: Any = Inner
-        self.worker = Worker(SPEC, made)
+        self.worker = Worker(SPEC, self.made)
         await asyncio.get_running_loop().connect_accepted_socket(lambda: self.worker, sock=theirs)
         self.serving = asyncio.create_task(self.worker.run())
         engine: Any = self.engine
@@ -222,6 +265,44 @@ async def test_a_death_between_requests_is_noticed() -> None:
                 await asyncio.sleep(0.01)
 
 
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_apart_worker, "_FEEL_EVERY_S", 0.0)
+
+
+@pytest.mark.usefixtures("often")
+async def test_an_engine_that_hangs_is_ended_however_lively_its_front_end_is() -> None:
+    async with Both(Hanging) as both:
+        with pytest.raises(PromptTooLongError):
+            await both.ask("long")
+        with pytest.raises(EngineDiedError):
+            await asyncio.wait_for(both.ask("hang"), 5)
+        assert not both.engine.healthy()
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize(
+    ("inner", "match"), [(HangingStart, "hung.*no token for 600 s"), (EndingStart, "did not start: SystemExit: 3")]
+)
+async def test_a_start_that_would_not_end(inner: type[Inner], match: str) -> None:
+    both = Both(inner)
+    with pytest.raises(EngineStartError, match=match):
+        async with both:
+            pass
+    await asyncio.wait_for(both.serving, 5)
+
+
+async def test_only_what_the_engine_does_counts_as_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Both() as both:
+        beats: list[bool] = []
+        monkeypatch.setattr(both.engine._pulse, "beat", lambda: beats.append(True))
+        with pytest.raises(PromptTooLongError):
+            await both.ask("long")
+        assert not beats
+        await both.ask("a")
+        assert beats
+
+
 async def test_a_line_that_is_cut_ends_what_is_under_way() -> None:
     Inner.delta_s = 10.0
     try:
@@ -262,7 +343,7 @@ async def test_a_death_right_after_the_start_is_not_lost() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         engine = ApartVLLMEngine(SPEC)
-        theirs.sendall(framed([("begun",), ("ready", Ready(None, {}, False, "/m")), ("died",)]))
+        theirs.sendall(framed([("begun",), ("ready", Ready(None, {}, False, ("/m", None))), ("died",)]))
         assert waited(engine, ours, Frames()) == [("died",)]
 
 
@@ -312,7 +393,7 @@ async def test_a_request_that_cannot_be_passed_on_is_the_callers() -> None:
 
 def test_a_start_that_is_interrupted_is_asked_before_it_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, called = ApartVLLMEngine(SPEC), []
-    monkeypatch.setattr(engine, "_cut", lambda: called.append("cut"))
+    monkeypatch.setattr(engine, "_hang_up", lambda: called.append("cut"))
     monkeypatch.setattr(engine, "kill", lambda: called.append("kill"))
     engine.interrupt()
     engine.interrupt()
@@ -340,6 +421,11 @@ class TestStillborn:
         error = ApartVLLMEngine(SPEC)._stillborn(1, log_file().stat().st_size)
         assert type(error) is EngineStartError
         assert "exit code 1" in str(error)
+
+    def test_it_hangs_as_it_ends(self) -> None:
+        error = ApartVLLMEngine(SPEC)._stillborn(None, log_file().stat().st_size)
+        assert type(error) is EngineStartError
+        assert "had to be killed" in str(error)
 
     def test_the_kernel_has_killed_it(self) -> None:
         assert isinstance(ApartVLLMEngine(SPEC)._stillborn(-9, log_file().stat().st_size), OutOfMemoryError)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from chancellor import ModelSpec
-from chancellor.engines import EnginePool, GenerationRequest
+from chancellor.engines import EnginePool, GenerationRequest, spawn
 from chancellor.errors import EngineDiedError, EngineStartError
 from tests.apart import Apart
 
@@ -88,6 +88,32 @@ async def test_a_child_that_was_forked_does_not_keep_it_alive(fork: Callable[[],
     await engine.close()
     assert time.monotonic() - began < 5
     assert not psutil.pid_exists(pid)
+
+
+def test_a_child_that_is_forked_during_a_start_can_start_one_itself() -> None:
+    with spawn.starting, spawn.environment({"CHANCELLOR_A_START": "1"}):
+        if (child := os.fork()) == 0:
+            free = spawn.starting.acquire(timeout=5)
+            os._exit(0 if free and "CHANCELLOR_A_START" not in os.environ else 1)
+        assert os.environ["CHANCELLOR_A_START"] == "1"
+    assert os.waitpid(child, 0)[1] == 0
+    assert "CHANCELLOR_A_START" not in os.environ
+
+
+async def test_an_engine_does_not_watch_what_another_pool_starts_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = Apart(SPEC), Apart(SPEC)
+    watch = one._processes.watch
+    monkeypatch.setattr(one._processes, "watch", lambda _: None)
+    await one.start()
+    await other.start()
+    try:
+        watch(one._lost)
+        assert len(one._processes._sentinels) == 1
+        await other.close()
+        await asyncio.sleep(0.2)
+        assert one.healthy()
+    finally:
+        await one.close()
 
 
 async def test_it_dies() -> None:
