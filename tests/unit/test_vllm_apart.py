@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from enum import StrEnum
-from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
@@ -19,6 +18,7 @@ from chancellor.engines.logs import log_file
 from chancellor.engines.pool import engine_of
 from chancellor.engines.vllm import VLLMEngine
 from chancellor.engines.vllm_apart import ApartVLLMEngine
+from chancellor.engines.vllm_apart_process import FrontEnd, Started
 from chancellor.engines.vllm_apart_wire import (
     Frames,
     Ready,
@@ -133,16 +133,16 @@ class Both:
         self.worker = Worker(SPEC, self.made)
         await asyncio.get_running_loop().connect_accepted_socket(lambda: self.worker, sock=theirs)
         self.serving = asyncio.create_task(self.worker.run())
-        engine: Any = self.engine
-        engine._load = lambda: self._load(ours)
+        front: Any = self.engine._front
+        front.start = lambda: self._started(ours)
         await self.engine.start()
         return self
 
-    def _load(self, line: socket.socket) -> Any:
+    def _started(self, line: socket.socket) -> Started:
         frames = Frames()
-        messages = waited(self.engine, line, frames)
+        messages = waited(self.engine._front, line, frames)
         line.setblocking(False)
-        return line, frames, messages
+        return Started(line, frames, messages)
 
     async def __aexit__(self, *_: object) -> None:
         await self.engine.close()
@@ -153,12 +153,15 @@ class Both:
         return [delta async for delta in self.engine.generate(request)]
 
 
-def waited(engine: ApartVLLMEngine, line: socket.socket, frames: Frames) -> list[Any]:
+def front_end() -> FrontEnd:
+    return ApartVLLMEngine(SPEC)._front
+
+
+def waited(front: FrontEnd, line: socket.socket, frames: Frames) -> list[Any]:
     """Wait until the engine is ready, as if a process were at the other end that does not end."""
     lives, end = socket.socketpair()
     with lives, end:
-        process: Any = SimpleNamespace(sentinel=lives.fileno())
-        return engine._until_ready(line, frames, process)
+        return front.until_ready(line, frames, lives.fileno())
 
 
 @pytest.fixture(autouse=True)
@@ -335,16 +338,15 @@ async def test_progress_is_passed_on() -> None:
     with ours, theirs:
         theirs.sendall(framed([("progress", step)]) + framed([("failed", EngineStartError("No."))]))
         with progress.listening(heard.append), pytest.raises(EngineStartError, match="No"):
-            waited(ApartVLLMEngine(SPEC), ours, Frames())
+            waited(front_end(), ours, Frames())
     assert heard == [step]
 
 
 async def test_a_death_right_after_the_start_is_not_lost() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        engine = ApartVLLMEngine(SPEC)
         theirs.sendall(framed([("begun",), ("ready", Ready(None, {}, False, ("/m", None))), ("died",)]))
-        assert waited(engine, ours, Frames()) == [("died",)]
+        assert waited(front_end(), ours, Frames()) == [("died",)]
 
 
 def test_a_process_that_ends_while_a_copy_of_its_line_is_open() -> None:
@@ -352,9 +354,8 @@ def test_a_process_that_ends_while_a_copy_of_its_line_is_open() -> None:
     ours, theirs = socket.socketpair()
     lives, end = socket.socketpair()
     end.close()
-    process: Any = SimpleNamespace(sentinel=lives.fileno())
     with ours, theirs, lives, pytest.raises(EOFError):
-        ApartVLLMEngine(SPEC)._until_ready(ours, Frames(), process)
+        front_end().until_ready(ours, Frames(), lives.fileno())
 
 
 class Colour(StrEnum):
@@ -393,13 +394,14 @@ async def test_a_request_that_cannot_be_passed_on_is_the_callers() -> None:
 
 def test_a_start_that_is_interrupted_is_asked_before_it_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, called = ApartVLLMEngine(SPEC), []
-    monkeypatch.setattr(engine, "_hang_up", lambda: called.append("cut"))
+    front = engine._front
+    monkeypatch.setattr(front, "_hang_up", lambda: called.append("cut"))
     monkeypatch.setattr(engine, "kill", lambda: called.append("kill"))
     engine.interrupt()
     engine.interrupt()
     assert called == ["cut"]
-    assert engine._interrupted is not None
-    engine._interrupted -= 10
+    assert front._interrupted is not None
+    front._interrupted -= 10
     engine.interrupt()
     assert called == ["cut", "kill"]
 
@@ -418,22 +420,22 @@ class TestStillborn:
     """A process that ends before it is ready."""
 
     def test_it_says_so(self) -> None:
-        error = ApartVLLMEngine(SPEC)._stillborn(1, log_file().stat().st_size)
+        error = front_end().stillborn(1, log_file().stat().st_size)
         assert type(error) is EngineStartError
         assert "exit code 1" in str(error)
 
     def test_it_hangs_as_it_ends(self) -> None:
-        error = ApartVLLMEngine(SPEC)._stillborn(None, log_file().stat().st_size)
+        error = front_end().stillborn(None, log_file().stat().st_size)
         assert type(error) is EngineStartError
         assert "had to be killed" in str(error)
 
     def test_the_kernel_has_killed_it(self) -> None:
-        assert isinstance(ApartVLLMEngine(SPEC)._stillborn(-9, log_file().stat().st_size), OutOfMemoryError)
+        assert isinstance(front_end().stillborn(-9, log_file().stat().st_size), OutOfMemoryError)
 
     def test_somebody_wanted_it(self) -> None:
         engine = ApartVLLMEngine(SPEC)
         engine.interrupt()
-        assert "interrupted" in str(engine._stillborn(-9, 0))
+        assert "interrupted" in str(engine._front.stillborn(-9, 0))
 
 
 class TestWire:

@@ -131,9 +131,10 @@ async def test_it_dies() -> None:
 async def test_a_start_that_is_interrupted() -> None:
     engine = Apart(SPEC.model_copy(update={"name": "slow"}))
     start = asyncio.create_task(engine.start())
-    while engine._process is None or engine._process.pid is None:  # noqa: ASYNC110 - it tells nobody
+    front = engine._front
+    while front._process is None or front._process.pid is None:  # noqa: ASYNC110 - it tells nobody
         await asyncio.sleep(0.01)
-    pid = engine._process.pid
+    pid = front._process.pid
     began = time.monotonic()
     while not start.done():  # as a pool does
         engine.interrupt()
