@@ -38,7 +38,7 @@ class Clock(Engine):
 
     kind = "clock"
     quantization = None
-    can_sleep, folder = False, ""
+    can_sleep = False
     speed = 1.0
 
     def __init__(self, spec: ModelSpec, report: Any) -> None:
@@ -83,6 +83,9 @@ class Clock(Engine):
             done = made == request.max_tokens
             last: dict[str, Any] = {**FINISHED, "output_tokens": made} if done else {}
             yield Delta(" two" * new, tuple(range(new)), **last)
+
+    def tokenizer_source(self) -> None:
+        return None
 
     def healthy(self) -> bool:
         return True
