@@ -1,6 +1,7 @@
 """Fixtures for all tests: nothing is read from, or written to, the user's own folders."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,10 @@ from chancellor.settings import settings
 from tests.fakes import FakeEngine
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as of a shell's background job; programs that tests start inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
