@@ -12,7 +12,7 @@ from typing import Any, Self
 import pytest
 
 from chancellor import ModelSpec, progress
-from chancellor.engines import Delta, EngineStats, GenerationRequest, Guide, TokenLogprob, vllm_apart_worker
+from chancellor.engines import Delta, EngineStats, GenerationRequest, Guide, vllm_apart_worker
 from chancellor.engines.hardware import default_frontend
 from chancellor.engines.logs import log_file
 from chancellor.engines.pool import engine_of
@@ -24,16 +24,11 @@ from chancellor.engines.vllm_apart_wire import (
     Ready,
     asked,
     framed,
-    packed,
-    portable,
-    receive,
     request_of,
-    unpacked,
 )
 from chancellor.engines.vllm_apart_worker import Worker
 from chancellor.engines.vllm_processes import Processes
 from chancellor.errors import (
-    ChancellorError,
     EngineDiedError,
     EngineStartError,
     GenerationError,
@@ -436,47 +431,6 @@ class TestStillborn:
         engine = ApartVLLMEngine(SPEC)
         engine.interrupt()
         assert "interrupted" in str(engine._front.stillborn(-9, 0))
-
-
-class TestWire:
-    """Messages on the line."""
-
-    def test_pieces_of_messages(self) -> None:
-        bytes_ = framed(["one"]) + framed({"two": 2}) + framed("x" * 1000)
-        frames, found = Frames(), []
-        for at in range(0, len(bytes_), 7):
-            found += frames.feed(bytes_[at : at + 7])
-        assert found == [["one"], {"two": 2}, "x" * 1000]
-
-    def test_the_other_end_is_gone(self) -> None:
-        ours, theirs = socket.socketpair()
-        theirs.sendall(framed("whole") + b"\0\0")
-        theirs.close()
-        with ours:
-            frames = Frames()
-            assert receive(ours, frames) == ["whole"]
-            with pytest.raises(EOFError):
-                receive(ours, frames)
-
-    @pytest.mark.parametrize(
-        "delta",
-        [
-            Delta("a", (1, 2)),
-            Delta("", (3,), reasoning="hm"),
-            Delta("a", (1,), logprobs=(TokenLogprob(1, "a", -0.5),)),
-            Delta("", finish_reason="length", output_tokens=3),
-            Delta("", model="other"),
-        ],
-    )
-    def test_deltas_come_back_as_they_were(self, delta: Delta) -> None:
-        assert unpacked(pickle.loads(pickle.dumps(packed(delta)))) == delta
-
-    def test_errors_that_cannot_be_pickled(self) -> None:
-        error = PromptTooLongError("Too long.", hint="Be brief.")
-        error.partial = lambda: None  # type: ignore[attr-defined]
-        found = portable(error)
-        assert (type(found), found.message, found.hint) == (PromptTooLongError, "Too long.", "Be brief.")
-        assert isinstance(pickle.loads(pickle.dumps(portable(ValueError("bad")))), ChancellorError)
 
 
 class TestWhichOne:
