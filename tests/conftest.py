@@ -11,9 +11,8 @@ from chancellor.settings import settings
 from tests.fakes import FakeEngine
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # as of a shell's background job; programs that tests start inherit it
+# A shell's background job ignores it, and so would the programs that tests start and send a Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

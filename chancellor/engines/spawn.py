@@ -23,6 +23,7 @@ starting: Final = threading.Lock()
 """Held while an engine starts: what is changed for it holds for the whole process."""
 
 _added: Final[set[str]] = set()
+"""Environment variables that are set for a start that is under way."""
 _MAIN: Final = str(Path(__file__).with_name("engine_main.py"))
 
 

@@ -33,7 +33,7 @@ class ApartVLLMEngine(Engine):
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self._processes = Processes()
-        self._front = FrontEnd(spec, self._processes, lambda: self._work())
+        self._front = FrontEnd(spec, self._processes, self._work)
         self._line: _Line | None = None
         self._numbers = itertools.count()
         self._inboxes: dict[int, asyncio.Queue[Any]] = {}
