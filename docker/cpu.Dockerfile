@@ -6,6 +6,7 @@
 # docker kills 10 s after `docker stop` unless --stop-timeout says otherwise: more than CHANCELLOR_SERVE_DRAIN_DELAY_S (0)
 # and CHANCELLOR_SERVE_DRAIN_S (60) together, and 15 s for the engines to end.
 # See docs/scaling.md for Kubernetes. For its probes: /health says that the process answers, /ready that an engine does.
+# Another port is CHANCELLOR_SERVE_PORT's, where the health check looks as well, and not --port's.
 ARG PYTHON=docker.io/library/python:3.11-slim-bookworm
 
 # hadolint ignore=DL3006
@@ -52,6 +53,6 @@ WORKDIR /home/chancellor
 VOLUME /var/cache/chancellor
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('CHANCELLOR_SERVE_PORT', '8000') + '/health', timeout=4)"]
 ENTRYPOINT ["tini", "--", "chancellor-entrypoint"]
 CMD ["serve", "--host", "0.0.0.0"]

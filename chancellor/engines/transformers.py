@@ -6,6 +6,7 @@ import multiprocessing
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, ClassVar, Final
@@ -17,6 +18,7 @@ from chancellor.catalog import ModelSpec
 from chancellor.checkpoints.inspect import read_json
 from chancellor.engines.answers import plan_of
 from chancellor.engines.answers.guides import refusal_of, refused
+from chancellor.engines.answers.keywords import bindable
 from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest
 from chancellor.engines.hardware import default_dtype, gpu_count
 from chancellor.engines.host import in_thread
@@ -181,6 +183,7 @@ class TransformersEngine(Engine):
 
         sent = time.perf_counter()
         options = self.spec.engine
+        request = replace(request, guide=bindable(request.guide, xgrammar_only=True))
         plan = plan_of(
             request, self._tokenizer, tool_parser=options.tool_parser, reasoning_parser=options.reasoning_parser
         )

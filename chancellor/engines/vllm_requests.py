@@ -1,19 +1,28 @@
 """From our requests to vLLM's, and from its outputs to our deltas."""
 
 import json
-from typing import TYPE_CHECKING, Any
+import traceback
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from chancellor.engines.answers import Plan
 from chancellor.engines.answers.guides import json_format, structural_tag
+from chancellor.engines.answers.keywords import bindable, without_formats
 from chancellor.engines.base import Delta, GenerationRequest, Guide, TokenLogprob
 from chancellor.engines.logs import log_file
 from chancellor.engines.prompt import Prompt
-from chancellor.errors import EngineDiedError, GenerationError
+from chancellor.errors import EngineDiedError, GenerationError, InvalidInputError
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
 
-__all__ = ["delta_of", "sampling_params"]
+__all__ = ["delta_of", "refused_by_vllm", "sampling_params"]
+
+_NOT_GUIDANCES: Final = ("patternProperties", "propertyNames")
+"""Keywords that only xgrammar keeps: vLLM would ask a third library, or refuse."""
+_TAKING_IN: Final = {"sampling_params", "add_request"}
+"""Functions, ours and vLLM's, in which a request's parameters are read."""
+_TOLD: Final = 300
+"""Characters of vLLM's reason: some hold the whole value."""
 
 
 def sampling_params(request: GenerationRequest, prompt: Prompt, plan: Plan) -> "SamplingParams":
@@ -50,11 +59,32 @@ def _structured_outputs(guide: Guide) -> Any:
         value = {"type": "object"}
     if guide.kind in ("json_schema", "json_object"):
         if has_xgrammar_unsupported_json_features(value):
-            return StructuredOutputsParams(json=json.dumps(value))  # for which vLLM has another library
+            text = json.dumps(without_formats(value))
+            if not any(f'"{keyword}":' in text for keyword in _NOT_GUIDANCES):
+                return StructuredOutputsParams(json=text)  # for which vLLM takes llguidance
+            value = cast("Guide", bindable(Guide("json_schema", value), xgrammar_only=True)).value
         # As a structural tag: only there can white space be kept from going on for ever.
         value = structural_tag(json_format(value)).value
         return StructuredOutputsParams(structural_tag=value)
     return StructuredOutputsParams(**{guide.kind: list(value) if guide.kind == "choice" else value})
+
+
+def refused_by_vllm(error: BaseException) -> InvalidInputError | None:
+    """Return what the caller is told where vLLM does not take a request's parameters; None if the error is another."""
+    from vllm import exceptions
+
+    # Its newest releases have classes for them, older ones take Python's own.
+    kinds = [getattr(exceptions, name, None) for name in ("VLLMClientError", "VLLMValidationError")]
+    told = isinstance(error, tuple(kind for kind in kinds if isinstance(kind, type)))
+    if not told and isinstance(error, ValueError):
+        told = any(frame.name in _TAKING_IN for frame in traceback.extract_tb(error.__traceback__))
+    if not told:
+        return None
+    reason = str(error).strip()
+    if "coerce_one_of" in reason:  # an option that the caller does not have
+        reason = "oneOf goes together with its other keywords only where its schemas exclude each other; write anyOf"
+    reason = reason if len(reason) <= _TOLD else f"{reason[:_TOLD]}..."
+    return InvalidInputError(f"vLLM does not take this request: {reason}", hint="Change, or leave out, what it names.")
 
 
 def delta_of(

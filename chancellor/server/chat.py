@@ -35,6 +35,8 @@ class ChatForm(Form):
         super().__init__()
         self._asked = asked
         self._before = self._after = ""
+        self._more: dict[str, Any] = {"usage": None} if asked.usage_wanted else {}
+        """In each chunk, as OpenAI's servers send it where the last one has the usage."""
 
     def routed(self) -> list[dict[str, Any]]:
         return conversation(self._asked.messages)
@@ -48,7 +50,8 @@ class ChatForm(Form):
     def answered_by(self, model: str) -> None:
         super().answered_by(model)
         self._before = self._head() + '"choices": [{"index": '
-        self._after = '}, "logprobs": null, "finish_reason": null}]}\n\n'
+        usage = ', "usage": null' if self._more else ""
+        self._after = f'}}, "logprobs": null, "finish_reason": null}}]{usage}}}\n\n'
 
     def whole(self, answers: Answers) -> ChatCompletion:
         return ChatCompletion(
@@ -56,7 +59,7 @@ class ChatForm(Form):
             object="chat.completion",
             created=self.created,
             model=self.model,
-            choices=[_choice(index, deltas) for index, deltas in enumerate(answers)],
+            choices=[self._choice(index, deltas) for index, deltas in enumerate(answers)],
             usage=usage_of([deltas[-1] for deltas in answers]),
         )
 
@@ -83,7 +86,7 @@ class ChatForm(Form):
                 )
                 for piece in delta.tool_calls
             ]
-        logprobs = ChunkLogprobs(content=_logprobs(delta.logprobs)) if delta.logprobs else None
+        logprobs = ChunkLogprobs(content=self._logprobs(delta.logprobs)) if delta.logprobs else None
         return self._chunk(index, ChoiceDelta(**changes), delta.finish_reason, logprobs)
 
     def ending(self, usage: CompletionUsage | None, more: dict[str, Any] | None) -> bytes:
@@ -94,32 +97,46 @@ class ChatForm(Form):
         self, index: int, delta: ChoiceDelta, finish_reason: Any = None, logprobs: ChunkLogprobs | None = None
     ) -> bytes:
         choice = ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish_reason)
-        return event(self._completion(choices=[choice]))
+        return event(self._completion(choices=[choice], **self._more))
 
     def _completion(self, **fields: Any) -> ChatCompletionChunk:
         return ChatCompletionChunk(
             id=self.id, object="chat.completion.chunk", created=self.created, model=self.model, **fields
         )
 
+    def _choice(self, index: int, deltas: Sequence[Delta]) -> Choice:
+        calls = _calls(deltas)
+        text = "".join(delta.text for delta in deltas)
+        reasoning = "".join(delta.reasoning for delta in deltas)
+        logprobs = [one for delta in deltas for one in delta.logprobs]
+        message = ChatCompletionMessage(
+            role="assistant",
+            content=None if calls and not text else text,
+            refusal=None,
+            **({"tool_calls": calls} if calls else {}),
+            **({"reasoning_content": reasoning} if reasoning else {}),
+        )
+        return Choice(
+            index=index,
+            message=message,
+            finish_reason=deltas[-1].finish_reason or "stop",
+            logprobs=ChoiceLogprobs(content=self._logprobs(logprobs)) if logprobs else None,
+        )
 
-def _choice(index: int, deltas: Sequence[Delta]) -> Choice:
-    calls = _calls(deltas)
-    text = "".join(delta.text for delta in deltas)
-    reasoning = "".join(delta.reasoning for delta in deltas)
-    logprobs = [one for delta in deltas for one in delta.logprobs]
-    message = ChatCompletionMessage(
-        role="assistant",
-        content=None if calls and not text else text,
-        refusal=None,
-        **({"tool_calls": calls} if calls else {}),
-        **({"reasoning_content": reasoning} if reasoning else {}),
-    )
-    return Choice(
-        index=index,
-        message=message,
-        finish_reason=deltas[-1].finish_reason or "stop",
-        logprobs=ChoiceLogprobs(content=_logprobs(logprobs)) if logprobs else None,
-    )
+    def _logprobs(self, tokens: Sequence[TokenLogprob]) -> list[ChatCompletionTokenLogprob]:
+        most = self._asked.top_logprobs or 0  # engines give the token itself as well, where it is not among them
+        return [
+            ChatCompletionTokenLogprob(
+                token=one.token,
+                logprob=finite(one.logprob),
+                bytes=_bytes(one.token),
+                top_logprobs=[
+                    TopLogprob(token=text, logprob=finite(value), bytes=_bytes(text))
+                    for text, value in one.top_tokens[:most]
+                ],
+            )
+            for one in tokens
+        ]
 
 
 def _calls(deltas: Sequence[Delta]) -> list[Any]:
@@ -135,16 +152,6 @@ def _calls(deltas: Sequence[Delta]) -> list[Any]:
     return list(calls.values())
 
 
-def _logprobs(tokens: Sequence[TokenLogprob]) -> list[ChatCompletionTokenLogprob]:
-    return [
-        ChatCompletionTokenLogprob(
-            token=one.token,
-            logprob=finite(one.logprob),
-            bytes=list(one.token.encode()),
-            top_logprobs=[
-                TopLogprob(token=text, logprob=finite(value), bytes=list(text.encode()))
-                for text, value in one.top_tokens
-            ],
-        )
-        for one in tokens
-    ]
+def _bytes(token: str) -> list[int] | None:
+    """Return a token's bytes; None for a part of a character, which no text has."""
+    return None if "\ufffd" in token else list(token.encode())

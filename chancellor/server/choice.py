@@ -14,7 +14,7 @@ from chancellor.chat.substitutes import ladder_of
 from chancellor.context import Context
 from chancellor.engines import EnginePool
 from chancellor.engines.ladder import Ladder
-from chancellor.errors import CatalogFileError
+from chancellor.errors import CatalogFileError, UnknownModelError
 from chancellor.nodes import complexity_node, selection_node
 from chancellor.state import Complexity, Decision, State
 
@@ -45,7 +45,7 @@ class Choice:
             "x-chancellor-trinity-score": f"{spec.trinity_score:g}",
         }
         if self.complexity is not None:
-            made["x-chancellor-complexity"] = self.complexity["level"]
+            made["x-chancellor-complexity"] = quote(str(self.complexity["level"]), safe=" ")
         if self.decision is not None:
             made["x-chancellor-policy"] = quote(self.decision["policy"], safe=" ")
             made["x-chancellor-reason"] = quote(self.decision["reason"], safe=" ,:;()<>='")
@@ -87,7 +87,11 @@ class Chooser:
             UnknownModelError: there is none.
             ModelRejectedError: its Trinity score is too low.
         """
-        return self._choice(name, substitute=False)
+        try:
+            return self._choice(name, substitute=False)
+        except UnknownModelError as error:
+            hint = f"{error.hint} {CHANCELLOR!r} lets the endpoint choose one."
+            raise UnknownModelError(error.message, hint=hint) from error
 
     async def choose(
         self,

@@ -32,6 +32,8 @@ class CompletionForm(Form):
         self._each = asked.n or 1
         self._begun = [0] * (self.prompts * self._each)
         self._before = ""
+        self._more: dict[str, Any] = {"usage": None} if asked.usage_wanted else {}
+        """In each piece, as OpenAI's servers send it where the last one has the usage."""
 
     def routed(self) -> list[dict[str, Any]]:
         text = "\n".join(prompt if isinstance(prompt, str) else "" for prompt in self._prompts)
@@ -62,15 +64,18 @@ class CompletionForm(Form):
 
     def opening(self, index: int) -> bytes:
         text = self._echoed(index)
-        return event(self._completion(choices=[self._choice(index, text, None, ())])) if text else b""
+        choices = [self._choice(index, text, None, ())]
+        return event(self._completion(choices=choices, **self._more)) if text else b""
 
     def piece(self, index: int, delta: Delta) -> bytes:
         if delta.finish_reason is None and not delta.logprobs:
             if not delta.text:
                 return b""
-            text = json.dumps(delta.text)
-            return f'{self._before}{index}, "text": {text}, "logprobs": null, "finish_reason": null}}]}}\n\n'.encode()
-        return event(self._completion(choices=[self._choice(index, delta.text, delta.finish_reason, delta.logprobs)]))
+            text, usage = json.dumps(delta.text), ', "usage": null' if self._more else ""
+            after = f'"logprobs": null, "finish_reason": null}}]{usage}}}\n\n'
+            return f'{self._before}{index}, "text": {text}, {after}'.encode()
+        choices = [self._choice(index, delta.text, delta.finish_reason, delta.logprobs)]
+        return event(self._completion(choices=choices, **self._more))
 
     def ending(self, usage: CompletionUsage | None, more: dict[str, Any] | None) -> bytes:
         return event(self._completion(choices=[], **({} if usage is None else {"usage": usage})), more)

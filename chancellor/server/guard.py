@@ -45,13 +45,16 @@ class Keys:
 
 
 class Hosts:
-    """Lets in who calls the server by one of its names, so that no web page reaches it by a name of the page's own."""
+    """Lets in who calls the server by one of its names, so that no web page reaches it by a name of the page's own.
+
+    Probes call it by an address, and are told nothing but that it answers. `/ready` names models.
+    """
 
     def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
         self._app, self._names = app, tuple(name.lower() for name in names)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._names:
+        if scope["type"] == "http" and self._names and path_of(scope) != "/health":
             name = _hostname(Headers(scope=scope).get("host", ""))
             if name not in self._names:
                 hint = "Start it with --allowed-host NAME if that is its name."

@@ -27,6 +27,7 @@ except ImportError as missing:
 
 from chancellor.server.ray_ingress import routing
 from chancellor.server.ray_replica import Engines
+from chancellor.server.ray_router import PASSING
 
 __all__ = ["RayOptions", "app", "build"]
 
@@ -37,8 +38,6 @@ _CLOSE_S: Final = 30.0
 """How long engines may take to end after their last request."""
 _STARTS: Final = 3
 """How often a replica may fail to start before the application is given up."""
-_PASSING: Final = 10_000
-"""Requests that one router passes on at once; the replicas have limits of their own."""
 
 
 class RayOptions(BaseSettings):
@@ -116,7 +115,7 @@ def build(options: RayOptions) -> serve.Application:
     routers = serve.deployment(
         name="Router",
         num_replicas=options.routers,
-        max_ongoing_requests=_PASSING,
+        max_ongoing_requests=PASSING,
         ray_actor_options={"num_cpus": 0},
         **shared,
     )(routing(given, options.retries))

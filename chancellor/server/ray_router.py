@@ -21,16 +21,18 @@ from starlette.websockets import WebSocketClose
 
 from chancellor.server.errors import Refusal
 from chancellor.server.forms import event
-from chancellor.server.guard import BodyLimit, Hosts, Keys, local_names
+from chancellor.server.guard import BodyLimit, Concurrency, Hosts, Keys, local_names
 from chancellor.server.logs import RequestLog
 from chancellor.server.options import ServeOptions
 from chancellor.server.ray_metrics import gathered, merged
 from chancellor.server.routes import router as routes
 from chancellor.server.static import router as page
 
-__all__ = ["Router"]
+__all__ = ["PASSING", "Router"]
 
 logger = logging.getLogger(__name__)
+PASSING: Final = 10_000
+"""Requests that one router passes on at once where nobody says how many; the replicas have limits of their own."""
 _KEPT: Final = (
     "type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "headers", "client",
     "server",
@@ -65,6 +67,7 @@ class Router:
     def application(self) -> Starlette:
         """Return it as an ASGI application; its `state.registry` has what this router counts."""
         options, keys, registry = self._options, self._options.keys(), CollectorRegistry()
+        most = options.max_requests if "max_requests" in options.model_fields_set else PASSING
         hosts = options.allowed_hosts or (() if keys else local_names(options.host))
         app = Starlette(
             routes=[Route("/health", _health), Route("/metrics", self._metrics), Mount("/", self)],
@@ -73,6 +76,7 @@ class Router:
                 Middleware(RequestLog, registry=registry, ends=False),
                 Middleware(Hosts, names=hosts),
                 Middleware(Keys, keys=keys),
+                Middleware(Concurrency, most=most),
                 Middleware(BodyLimit, most=int(options.max_body_mib * 2**20), seconds=options.body_timeout_s),
             ],
         )

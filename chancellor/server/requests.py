@@ -9,9 +9,30 @@ from openai.types.chat import (
     ChatCompletionStreamOptionsParam,
 )
 from openai.types.shared_params import ResponseFormatJSONObject, ResponseFormatJSONSchema, ResponseFormatText
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Strict,
+    StringConstraints,
+    model_validator,
+)
 from typing_extensions import TypedDict
 
+from chancellor.server.bounds import (
+    MOST_CHOICES,
+    MOST_MESSAGES,
+    MOST_PROMPTS,
+    MOST_TOOLS,
+    Biases,
+    Boolean,
+    Listed,
+    Real,
+    Whole,
+    crowded,
+)
 from chancellor.server.messages import Message
 
 __all__ = ["ChancellorOptions", "ChatCompletionRequest", "CompletionRequest"]
@@ -24,7 +45,7 @@ ResponseFormat = Annotated[
     ResponseFormatText | ResponseFormatJSONObject | ResponseFormatJSONSchema, Discriminator("type")
 ]
 Stop = Annotated[
-    list[Annotated[str, StringConstraints(min_length=1)]],
+    Listed[Annotated[str, StringConstraints(min_length=1)]],
     BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
     Field(max_length=16),
 ]
@@ -42,7 +63,8 @@ def _neutral(*values: Any) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(min_length=1)]
+TokenIds = Annotated[Listed[Annotated[int, Strict(), Field(ge=0, le=2**31)]], Field(min_length=1)]
+Texts = Annotated[Listed[str], Field(min_length=1, max_length=MOST_PROMPTS)]
 
 
 class AllowedTools(TypedDict):
@@ -51,7 +73,7 @@ class AllowedTools(TypedDict):
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
     mode: Literal["auto", "required"]
-    tools: Annotated[list[ChatCompletionNamedToolChoiceParam], Field(min_length=1)]
+    tools: Annotated[Listed[ChatCompletionNamedToolChoiceParam], Field(min_length=1, max_length=MOST_TOOLS)]
 
 
 class AllowedToolsChoice(TypedDict):
@@ -64,6 +86,8 @@ class AllowedToolsChoice(TypedDict):
 
 
 class StreamOptions(ChatCompletionStreamOptionsParam, total=False):
+    include_usage: Boolean
+    include_obfuscation: Boolean
     continuous_usage_stats: Annotated[Literal[False] | None, _neutral(False)]  # noqa: FBT003 - a value
 
 
@@ -74,7 +98,7 @@ class StructuredOutputs(TypedDict, total=False):
 
     json: Any
     regex: str
-    choice: Annotated[list[str], Field(min_length=1)]
+    choice: Annotated[Listed[str], Field(min_length=1, max_length=MOST_CHOICES)]
     grammar: str
     structural_tag: str | dict[str, Any]
 
@@ -85,7 +109,7 @@ class ChancellorOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     policy: Annotated[str | None, Field(description="How to choose: trinity, light or strong.")] = None
-    decision: Annotated[bool, Field(description="Put complexity, decision and metrics into the answer.")] = False
+    decision: Annotated[Boolean, Field(description="Put complexity, decision and metrics into the answer.")] = False
 
 
 class _Request(BaseModel):
@@ -94,35 +118,37 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: Annotated[str, Field(min_length=1, description='"chancellor" to let it choose, or a model\'s name.')]
-    max_tokens: Annotated[int | None, Field(ge=1)] = None
-    temperature: Annotated[float | None, Field(ge=0.0, le=2.0)] = None
-    top_p: Annotated[float | None, Field(gt=0.0, le=1.0)] = None
-    n: Annotated[int | None, Field(ge=1)] = None
-    seed: Annotated[int | None, Field(ge=-(2**63), le=2**63 - 1)] = None
+    max_tokens: Annotated[Whole, Field(ge=1)] | None = None
+    temperature: Annotated[Real, Field(ge=0.0, le=2.0)] | None = None
+    top_p: Annotated[Real, Field(gt=0.0, le=1.0)] | None = None
+    n: Annotated[Whole, Field(ge=1)] | None = None
+    seed: Annotated[Whole, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: Stop | None = None
-    presence_penalty: Annotated[float | None, Field(ge=-2.0, le=2.0)] = None
-    frequency_penalty: Annotated[float | None, Field(ge=-2.0, le=2.0)] = None
-    logit_bias: (
-        dict[Annotated[str, StringConstraints(pattern=r"^\d{1,9}$")], Annotated[float, Field(ge=-100, le=100)]] | None
-    ) = None
-    stream: bool | None = None
+    presence_penalty: Annotated[Real, Field(ge=-2.0, le=2.0)] | None = None
+    frequency_penalty: Annotated[Real, Field(ge=-2.0, le=2.0)] | None = None
+    logit_bias: Biases | None = None
+    stream: Boolean | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
     # vLLM's.
-    top_k: Annotated[int | None, Field(ge=-1, le=2**31 - 1, description="0 or -1 for all.")] = None
-    min_p: Annotated[float | None, Field(ge=0.0, le=1.0)] = None
-    repetition_penalty: Annotated[float | None, Field(gt=0.0, le=1000.0)] = None
-    ignore_eos: Annotated[bool, Field(description="Go on to max_tokens whatever the model says.")] = False
+    top_k: Annotated[Whole, Field(ge=-1, le=2**31 - 1, description="0 or -1 for all.")] | None = None
+    min_p: Annotated[Real, Field(ge=0.0, le=1.0)] | None = None
+    repetition_penalty: Annotated[Real, Field(gt=0.0, le=1000.0)] | None = None
+    ignore_eos: Annotated[Boolean, Field(description="Go on to max_tokens whatever the model says.")] = False
     chancellor: ChancellorOptions = ChancellorOptions()
 
     @model_validator(mode="before")
     @classmethod
     def _readable(cls, data: Any) -> Any:
+        excess = None
         try:  # Python's parser takes more than JSON, and tokenizers do not
             if isinstance(data, dict):
                 json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
+                excess = crowded(data)
         except (ValueError, RecursionError) as error:
             raise ValueError("The body holds half a surrogate pair, NaN or Infinity, which are no JSON") from error
+        if excess is not None:
+            raise ValueError(excess)
         return data
 
     @model_validator(mode="after")
@@ -140,22 +166,22 @@ class _Request(BaseModel):
 class ChatCompletionRequest(_Request):
     """A chat completion."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
-    tools: list[ChatCompletionFunctionToolParam] | None = None
+    messages: Annotated[Listed[Message], Field(min_length=1, max_length=MOST_MESSAGES)]
+    max_completion_tokens: Annotated[Whole, Field(ge=1)] | None = None
+    logprobs: Boolean | None = None
+    top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
+    tools: Annotated[Listed[ChatCompletionFunctionToolParam], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: (
         Literal["none", "auto", "required"] | ChatCompletionNamedToolChoiceParam | AllowedToolsChoice | None
     ) = None
-    parallel_tool_calls: bool | None = None
+    parallel_tool_calls: Boolean | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: Annotated[
         StructuredOutputs | None, Field(description="vLLM's: one of json, regex, choice, grammar, structural_tag.")
     ] = None
     # Said by clients to services that have more to offer; there is nothing to do about them here.
     metadata: dict[str, str] | None = None
-    store: bool | None = None
+    store: Boolean | None = None
     service_tier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
@@ -163,7 +189,7 @@ class ChatCompletionRequest(_Request):
     prediction: dict[str, Any] | None = None
     safety_identifier: str | None = None
     # What is not done.
-    modalities: Annotated[list[Literal["text"]] | None, _neutral(["text"])] = None
+    modalities: Annotated[Listed[Literal["text"]] | None, _neutral(["text"])] = None
     reasoning_effort: Annotated[Literal["medium"] | None, _neutral("medium")] = None
     verbosity: Annotated[Literal["medium"] | None, _neutral("medium")] = None
     audio: Annotated[None, _neutral()] = None
@@ -185,10 +211,10 @@ class ChatCompletionRequest(_Request):
 class CompletionRequest(_Request):
     """A completion of a text as it stands, without a chat template."""
 
-    prompt: str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
-    logprobs: Annotated[int | None, Field(ge=0, le=5)] = None
-    echo: bool | None = None
-    best_of: int | None = None
+    prompt: str | TokenIds | Texts | Annotated[Listed[TokenIds], Field(min_length=1, max_length=MOST_PROMPTS)]
+    logprobs: Annotated[Whole, Field(ge=0, le=5)] | None = None
+    echo: Boolean | None = None
+    best_of: Whole | None = None
     suffix: Annotated[Literal[""] | None, _neutral("")] = None
 
     @model_validator(mode="after")

@@ -1,9 +1,13 @@
 """The routes."""
 
 import asyncio
+import gc
+import json
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends
+from fastapi.routing import APIRoute
 from openai.types import Completion, ErrorObject, Model
 from openai.types.chat import ChatCompletion
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -22,7 +26,30 @@ from chancellor.server.service import Service
 
 __all__ = ["router"]
 
-router = APIRouter()
+
+class _Asked(Request):
+    async def json(self) -> Any:
+        """Return what the body says, without rounds of the garbage collector: a million small lists set off many."""
+        body, collects = await self.body(), gc.isenabled()
+        gc.disable()
+        try:
+            return json.loads(body)
+        finally:
+            if collects:
+                gc.enable()
+
+
+class _Route(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            return await handle(_Asked(request.scope, request.receive))
+
+        return handler
+
+
+router = APIRouter(route_class=_Route)
 
 
 class ErrorBody(BaseModel):
@@ -125,6 +152,18 @@ def _model(service: Service, spec: ModelSpec) -> dict[str, Any]:
         "state": service.pool.state(spec),
     }
     return {**_virtual(), "id": spec.name, "chancellor": details}
+
+
+@router.head("/health", include_in_schema=False)
+async def healthy() -> Response:
+    """Say it to balancers that want no more than a status."""
+    return Response()
+
+
+@router.head("/ready", include_in_schema=False)
+async def is_ready(service: Served) -> Response:
+    """Say it to balancers that want no more than a status."""
+    return Response(status_code=200 if service.readiness.state == "ready" else 503)
 
 
 @router.get("/health", responses={"4XX": _ERRORS["4XX"]})

@@ -26,6 +26,7 @@ def chat_requests(asked: ChatCompletionRequest, options: ServeOptions) -> list[G
         "tools": tuple(tools),
         "tool_choice": choice,
         "parallel_tool_calls": bool(asked.parallel_tool_calls),
+        "single_tool_call": asked.parallel_tool_calls is False,
         "guide": guide_of(asked.response_format, asked.structured_outputs),
     }
     tokens = asked.max_completion_tokens or asked.max_tokens

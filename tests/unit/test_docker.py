@@ -1,10 +1,14 @@
 """What of the images can be checked without building them: the files, the flags of pip, the entry point."""
 
 import fnmatch
+import http.server
+import json
 import os
 import re
 import shlex
 import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -109,6 +113,30 @@ def test_the_image_serves_as_nobody_in_particular(image: str) -> None:
     assert int(user) > 0
     (timeout,) = re.findall(r"--stop-timeout=(\d+)", (ROOT / f"docker/{image}.Dockerfile").read_text(encoding="utf-8"))
     assert int(timeout) > ServeOptions().drain_s + ServeOptions().drain_delay_s
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_the_health_check_looks_where_the_server_is(image: str) -> None:
+    (line,) = (one for one in instructions(image) if one.startswith("HEALTHCHECK "))
+    command = json.loads(line.partition(" CMD ")[2])
+    asked: list[tuple[str, str]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers["host"]))
+            self.send_response(200 if self.path == "/health" else 404)
+            self.end_headers()
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        port = server.server_address[1]
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        environment = {"CHANCELLOR_SERVE_PORT": str(port)}
+        subprocess.run([sys.executable, *command[1:]], env=environment, check=True, timeout=60)
+        thread.join(10)
+    assert asked == [("/health", f"127.0.0.1:{port}")]
+    assert command[0] == "python"
+    assert f"'{ServeOptions().port}'" in command[-1]  # where no variable says another
 
 
 def entered(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

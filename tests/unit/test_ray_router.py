@@ -293,10 +293,11 @@ async def test_what_a_router_refuses_is_counted_and_logged(
 
 
 async def test_names_are_looked_at_before_the_routers_own_pages_too() -> None:
-    for path in ("/metrics", "/health", "/v1/models"):
+    for path in ("/metrics", "/v1/models"):
         response = await Routed(WHOLE).ask("GET", path, headers={"host": "evil.example"})
         assert code_of(response) == (421, "wrong_host")
-        assert (await Routed(WHOLE, api_keys="sesame").ask("GET", "/health", headers={"host": "x"})).status_code == 200
+    assert (await Routed(WHOLE).ask("GET", "/health", headers={"host": "10.0.0.7"})).status_code == 200  # a probe's
+    assert (await Routed(WHOLE, api_keys="sesame").ask("GET", "/health", headers={"host": "x"})).status_code == 200
 
 
 def test_a_websocket_is_refused() -> None:
@@ -336,3 +337,16 @@ async def test_metrics_of_routers_are_there_without_replicas() -> None:
     gone = DeploymentUnavailableError(DeploymentID("Engines", "default"))
     response = await Routed(replicas=gone, routers=[Process(("one", "a 1\n"))]).ask("GET", "/metrics")
     assert (response.status_code, response.text.splitlines()[-1]) == (200, 'a{router="one"} 1.0')
+
+
+async def test_more_than_a_router_may_have_under_way_is_told_to_come_again() -> None:
+    routed = Routed(["hang"], WHOLE, max_requests=1)
+    waiting = asyncio.create_task(routed.ask())
+    while not routed.replicas.asked:  # noqa: ASYNC110 - the fake tells nobody
+        await asyncio.sleep(0.01)
+    answer = await routed.ask()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "server_busy")
+    assert (await routed.ask("GET", "/health")).status_code == 200
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert (await routed.ask()).status_code == 200

@@ -7,6 +7,9 @@ import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from chancellor.engines import Delta, TokenLogprob
+from chancellor.server.chat import ChatForm
+from chancellor.server.requests import ChatCompletionRequest
 from tests.fakes import FakeEngine
 from tests.serving import QUESTION, events
 
@@ -80,7 +83,7 @@ async def test_a_streamed_answer(client: httpx.AsyncClient) -> None:
 async def test_usage_in_a_stream(client: httpx.AsyncClient, path: str) -> None:
     *others, last = await streamed(client, path, stream_options={"include_usage": True})
     assert (last["choices"], last["usage"]) == ([], USAGE)
-    assert all("usage" not in chunk for chunk in others)
+    assert [chunk["usage"] for chunk in others] == [None] * len(others)  # as OpenAI's servers say it
     assert "usage" not in (await streamed(client, path, stream_options={"include_usage": False}))[-1]
 
 
@@ -145,6 +148,19 @@ async def test_tool_calls(client: httpx.AsyncClient) -> None:
     assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 
+def test_a_part_of_a_character_has_no_bytes_that_a_text_knows() -> None:
+    asked = ChatCompletionRequest.model_validate(
+        {"model": "m", "messages": QUESTION, "logprobs": True, "top_logprobs": 2}
+    )
+    token = TokenLogprob(1, "\ufffd", -1.0, {1: -1.0, 2: -2.0}, (("\ufffd", -1.0), ("é", -2.0)))
+    form = ChatForm(asked)
+    logprobs = form.whole([[Delta("é", (1,), (token,), finish_reason="stop")]]).choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert logprobs.content[0].bytes is None
+    assert [one.bytes for one in logprobs.content[0].top_logprobs] == [None, list("é".encode())]
+
+
 async def test_log_probabilities_of_a_chat(client: httpx.AsyncClient) -> None:
     (choice,) = (await plain(client, logprobs=True, top_logprobs=2))["choices"]
     first, second = choice["logprobs"]["content"]
@@ -155,6 +171,10 @@ async def test_log_probabilities_of_a_chat(client: httpx.AsyncClient) -> None:
     noted = [one for chunk in chunks for one in (chunk["choices"][0]["logprobs"] or {}).get("content", [])]
     assert noted == choice["logprobs"]["content"]
     assert texts(chunks) == {0: "Hé you"}
+    assert [one["bytes"] for one in second["top_logprobs"]] == [list(b" you"), list(b"!")]
+    for most in (None, 0, 1):  # engines add the token itself
+        (choice,) = (await plain(client, logprobs=True, top_logprobs=most))["choices"]
+        assert [len(one["top_logprobs"]) for one in choice["logprobs"]["content"]] == [most or 0] * 2
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
 
 

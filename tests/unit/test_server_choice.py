@@ -1,5 +1,6 @@
 """Which model answers: what the endpoint says of it is what the graph itself decides."""
 
+import asyncio
 from typing import Any
 from urllib.parse import unquote
 
@@ -128,6 +129,30 @@ async def test_nodes_of_ones_own(serving_pool: EnginePool) -> None:
     assert unquote(answer.headers["x-chancellor-policy"]) == "ö\r\n"
 
 
+@pytest.mark.parametrize("level", ["hoch\r\nx-evil: 1", "трудно", 3])
+async def test_a_level_of_ones_own_is_no_header_of_its_own(serving_pool: EnginePool, level: Any) -> None:
+    def analyze(_: Any) -> dict[str, Any]:
+        return {"complexity": {"level": level, "probability": 0.9, "reasons": [], "analyzer": "mine"}}
+
+    def select(_: Any) -> dict[str, Any]:
+        made = {"model": "best", "trinity_score": 99.0, "policy": "mine", "reason": "mine", "candidates": []}
+        return {"decision": made}
+
+    async with client_of(app_of(serving_pool, analyze=analyze, select=select)) as client:
+        answer = await client.post(CHAT, json={"model": "chancellor", "messages": QUESTION})
+    assert answer.status_code == 200, answer.text
+    assert unquote(answer.headers["x-chancellor-complexity"]) == str(level)
+    assert answer.headers["x-chancellor-complexity"].isascii()
+    assert "\n" not in answer.headers["x-chancellor-complexity"]
+    assert "x-evil" not in answer.headers
+
+
+async def test_who_names_no_model_that_there_is_hears_of_the_one_that_chooses(client: httpx.AsyncClient) -> None:
+    message = (await client.post(CHAT, json={"model": "gpt-4o", "messages": QUESTION})).json()["error"]["message"]
+    assert "'chancellor'" in message
+    assert "light" in message
+
+
 class OnlyBest(Scripted):
     """Of all models only one can be started."""
 
@@ -154,6 +179,30 @@ async def test_another_model_that_had_to_answer_is_named_with_its_own_score() ->
     assert answer.json()["chancellor"]["metrics"]["fallbacks"][-1]["step"] == "other_model"
     assert named.status_code == 503  # who names a model gets that one or none
     assert named.json()["error"]["code"] == "engine_unavailable"
+
+
+class LateBest(OnlyBest):
+    """It takes longer than a ping until that is known."""
+
+    async def start(self) -> None:
+        await asyncio.sleep(0.3)
+        await super().start()
+
+
+async def test_after_a_ping_the_chunks_say_who_answers_and_the_headers_who_was_chosen() -> None:
+    FakeEngine.reset()
+    pool = EnginePool(LateBest)
+    try:
+        async with client_of(app_of(pool, ping_s=0.05)) as client:
+            body = {"model": "chancellor", "messages": QUESTION, "stream": True, "chancellor": {"decision": True}}
+            answer = await client.post(CHAT, json=body)
+    finally:
+        pool.close()
+    assert answer.text.startswith(": ping\n\n")
+    chunks = events(answer.text)[:-1]
+    assert {chunk["model"] for chunk in chunks} == {"best"}
+    assert answer.headers["x-chancellor-model"] == "light"  # it was sent before anybody knew
+    assert chunks[-1]["chancellor"]["metrics"]["fallbacks"][-1]["step"] == "other_model"
 
 
 async def test_the_list_of_models(client: httpx.AsyncClient) -> None:

@@ -90,7 +90,7 @@ async def test_who_is_sent_away_hears_when_to_come_again(client: httpx.AsyncClie
 @pytest.mark.parametrize("stream", [False, True])
 async def test_an_answer_that_does_not_come(serving_pool: EnginePool, stream: bool) -> None:
     body = {"model": "light", "messages": [{"role": "user", "content": "wait"}], "stream": stream}
-    async with client_of(app_of(serving_pool, timeout_s=0.2)) as client:
+    async with client_of(app_of(serving_pool, timeout_s=1.0)) as client:
         answer = await client.post(CHAT, json=body)
         assert answer.status_code == 504, answer.text
         assert answer.json()["error"]["code"] == "timeout"

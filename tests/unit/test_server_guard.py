@@ -120,7 +120,8 @@ async def test_every_key_is_compared_in_constant_time(
     ],
 )
 async def test_names_of_a_local_server(client: httpx.AsyncClient, host: str, status: int) -> None:
-    for path in ("/health", "/v1/models", "/"):
+    assert (await client.get("/health", headers={"host": host})).status_code == 200  # probes know no names
+    for path in ("/ready", "/v1/models", "/"):
         answer = await client.get(path, headers={"host": host})
         assert answer.status_code == status, answer.text
         if status != 200:
@@ -149,7 +150,7 @@ async def test_names_of_other_servers(
     serving_pool: EnginePool, options: dict[str, Any], host: str, status: int
 ) -> None:
     async with client_of(app_of(serving_pool, **options)) as client:
-        assert (await client.get("/health", headers={"host": host})).status_code == status
+        assert (await client.get("/", headers={"host": host})).status_code == status
 
 
 async def test_no_other_pages_script_may_read_an_answer(client: httpx.AsyncClient) -> None:
@@ -205,8 +206,19 @@ async def test_what_there_is_not(client: httpx.AsyncClient, method: str, path: s
 
 
 async def test_heads(client: httpx.AsyncClient) -> None:
-    for path in ("/health", CHAT, "/v1/models"):
+    for path in (CHAT, "/v1/models"):
         assert (await client.head(path)).status_code == 405
+    for path in ("/health", "/ready"):  # which balancers look at
+        answer = await client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+
+
+async def test_the_head_of_an_endpoint_that_is_not_ready(serving_pool: EnginePool) -> None:
+    app = app_of(serving_pool)
+    async with client_of(app) as client:
+        app.state.chancellor.readiness.draining = True
+        assert (await client.head("/ready")).status_code == 503
+        assert (await client.head("/health")).status_code == 200
 
 
 @pytest.mark.parametrize("announced", [True, False])

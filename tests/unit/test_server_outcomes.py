@@ -55,8 +55,7 @@ def test_callers_who_hang_up(server: Server, word: str, stream: bool, expected: 
 
 
 def test_a_stream_that_takes_too_long(serving_pool: EnginePool) -> None:
-    FakeEngine.delta_s = 0.3
     with Server(app_of(serving_pool, timeout_s=1.0)) as server:
-        text = httpx.post(f"{server.url}{CHAT}", json=order("one two three four", stream=True), timeout=30).text
+        text = httpx.post(f"{server.url}{CHAT}", json=order("endless", stream=True), timeout=30).text
         assert "timeout" in text
         until(lambda: outcomes(server) == {("200", "error"): 1.0})

@@ -45,11 +45,12 @@ async def becomes(client: httpx.AsyncClient, status: str) -> Any:
     ],
 )
 async def test_from_starting_to_ready(serving_pool: EnginePool, preload: Any, started: list[str]) -> None:
-    FakeEngine.start_s = 0.05
+    FakeEngine.held = True
     async with client_of(app_of(serving_pool, preload=preload)) as client:
         if started:
             report = await becomes(client, "starting")
             assert set(report["models"]) == {"light", "best", "strong"}
+        FakeEngine.held = False
         report = await becomes(client, "ready")
         assert sorted(FakeEngine.started) == sorted(started)
         states = {name for name, model in report["models"].items() if model["state"] == "ready"}
@@ -59,10 +60,13 @@ async def test_from_starting_to_ready(serving_pool: EnginePool, preload: Any, st
 
 
 async def test_a_request_while_the_engines_start_is_answered(serving_pool: EnginePool) -> None:
-    FakeEngine.start_s = 0.2
+    FakeEngine.held = True
     async with client_of(app_of(serving_pool, preload=("light",))) as client:
+        asked = asyncio.create_task(client.post(CHAT, json={"model": "light", "messages": QUESTION}))
+        await asyncio.sleep(0.1)
         assert (await client.get("/ready")).json()["status"] == "starting"
-        assert (await client.post(CHAT, json={"model": "light", "messages": QUESTION})).status_code == 200
+        FakeEngine.held = False
+        assert (await asked).status_code == 200
         await becomes(client, "ready")
     assert FakeEngine.started == ["light"]
 

@@ -93,6 +93,8 @@ async def test_what_both_routes_take(
         ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice", "required"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "add"}}}, "tool_choice", "add"),
         ({"tools": [TOOL], "parallel_tool_calls": True}, "parallel_tool_calls", True),
+        ({"tools": [TOOL], "parallel_tool_calls": False}, "single_tool_call", True),
+        ({"tools": [TOOL]}, "single_tool_call", False),
         ({"response_format": {"type": "text"}}, "guide", None),
         ({"metadata": {"a": "b"}, "store": True, "service_tier": "auto", "prompt_cache_key": "k"}, "guide", None),
     ],

@@ -2,14 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
 import pytest
 import schemathesis
-from hypothesis.internal.conjecture.utils import many
-from hypothesis_jsonschema import _from_schema
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -21,6 +18,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from chancellor.engines import EnginePool
+from tests.drawing import limits, made_to_fit
 from tests.fakes import FakeEngine
 from tests.serving import app_of, client_of, pooled
 
@@ -35,38 +33,15 @@ CHECKS: Any = [
 ]
 
 
-class _Many(many):
-    """What hypothesis-jsonschema expects of Hypothesis, and later releases of Hypothesis do otherwise."""
-
-    _steps: Iterator[None] | None = None
-
-    def more(self) -> bool:
-        if self._steps is None:
-            self._steps = iter(self.__enter__())
-        goes_on = next(self._steps, self) is None
-        if not goes_on:
-            self.__exit__(None)
-        return goes_on
-
-
 @pytest.fixture(scope="module")
 def described() -> Iterator[Any]:
     """The endpoint's schema."""
     with pooled() as pool, pytest.MonkeyPatch.context() as patch:
-        if not hasattr(many, "more"):
-            patch.setattr(_from_schema, "cu", SimpleNamespace(many=_Many))
+        made_to_fit(patch)
         app = app_of(pool, allowed_hosts=("testserver", "localhost"), preload=("light",), max_choices=8)
         yield schemathesis.openapi.from_asgi("/openapi.json", app)
 
 
-LIMITS = hypothesis.settings(
-    max_examples=100,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(hypothesis.HealthCheck),
-    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
-)
 OPERATIONS = [
     "POST /v1/chat/completions",
     "POST /v1/completions",
@@ -90,7 +65,7 @@ def test_the_schema_holds(described: Any, label: str, mode: schemathesis.Generat
     assert sorted(operations) == sorted(OPERATIONS)
     statuses: set[int] = set()
 
-    @LIMITS
+    @limits(100)
     @hypothesis.given(case=operations[label].as_strategy(generation_mode=mode))
     def holds(case: schemathesis.Case) -> None:
         FakeEngine.requests.clear()

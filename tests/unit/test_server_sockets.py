@@ -25,7 +25,7 @@ def order(word: str, **fields: Any) -> dict[str, Any]:
 @pytest.fixture
 def quick(serving_pool: EnginePool) -> Iterator[Server]:
     """A server with short limits."""
-    options = {"body_timeout_s": 0.3, "max_body_mib": 0.05, "ping_s": 0.2, "timeout_s": 2.0}
+    options = {"body_timeout_s": 1.0, "max_body_mib": 0.05, "ping_s": 0.2, "timeout_s": 2.0}
     with Server(app_of(serving_pool, **options)) as server:
         yield server
 
@@ -180,7 +180,7 @@ def test_a_caller_who_does_not_read_is_left(quick: Server) -> None:
     [
         b"GET / HTTP/1.1\r\n\r\n",
         b"GET //health HTTP/1.1\r\nhost: evil.example\r\n\r\n",
-        b"GET http://evil.example/health HTTP/1.1\r\nhost: evil.example\r\n\r\n",
+        b"GET http://evil.example/v1/models HTTP/1.1\r\nhost: evil.example\r\n\r\n",
         b"GET /\xff\xfe HTTP/1.1\r\nhost: localhost\r\n\r\n",
         b"GET /%ff%00%0d%0aset-cookie:x HTTP/1.1\r\nhost: localhost\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01",
