@@ -9,12 +9,12 @@ from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 from langchain_core.messages.utils import convert_to_openai_messages
 
+from chancellor.chat.blocks import text_of
 from chancellor.engines import Delta, TokenLogprob, ToolCallPiece
+from chancellor.engines.joining import joined_calls
 from chancellor.errors import InvalidInputError
 
 __all__ = ["chunk_of", "message_of", "to_engine"]
-
-_THOUGHTS = ("reasoning", "thinking")
 
 
 def to_engine(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
@@ -23,27 +23,16 @@ def to_engine(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
     Raises:
         InvalidInputError: a message holds something other than text and tool calls.
     """
-    converted = convert_to_openai_messages([_without_thoughts(message) for message in messages], text_format="string")
+    try:
+        converted = convert_to_openai_messages([text_of(message) for message in messages], text_format="string")
+    except (ValueError, TypeError, KeyError) as error:  # a block that lacks what its type has to have
+        raise InvalidInputError(f"A message cannot be read: {error}.", hint="Change it, or leave it out.") from error
     for message in converted:
-        content = message.get("content")
-        if isinstance(content, list):
-            texts = [block if isinstance(block, str) else block.get("text") for block in content]
-            if None not in texts:
-                message["content"] = content = "\n".join(texts)
-        if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
-            raise InvalidInputError(
-                f"A {message['role']} message holds something other than text.",
-                hint="The models here read text only: leave images and files out.",
-            )
+        if isinstance(content := message.get("content"), list):  # beside calls, or tools' results
+            message["content"] = content = "\n".join(block["text"] for block in content if "text" in block)
+        if (refusal := message.pop("refusal", None)) and not content:
+            message["content"] = refusal
     return list(converted)
-
-
-def _without_thoughts(message: BaseMessage) -> BaseMessage:
-    """Models are not shown what they thought in earlier turns."""
-    if not isinstance(message.content, list):
-        return message
-    kept = [block for block in message.content if isinstance(block, str) or block.get("type") not in _THOUGHTS]
-    return message.model_copy(update={"content": kept or ""})
 
 
 def message_of(deltas: Sequence[Delta], metadata: dict[str, Any]) -> AIMessage:
@@ -68,7 +57,7 @@ def chunk_of(delta: Delta, metadata: dict[str, Any] | None) -> AIMessageChunk:
     if delta.tool_calls:
         more["tool_call_chunks"] = [
             tool_call_chunk(name=piece.name, args=piece.arguments, id=piece.id, index=piece.index)
-            for piece in delta.tool_calls
+            for piece in joined_calls(delta.tool_calls)
         ]
     if delta.reasoning:
         more["additional_kwargs"] = {"reasoning_content": delta.reasoning}

@@ -5,18 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
-from langchain_core.utils.pydantic import is_basemodel_subclass
 
+from chancellor.chat.schemas import function_of, schema_of
 from chancellor.engines import Guide
 from chancellor.errors import InvalidInputError, UnknownChoiceError
 
-__all__ = ["check_names", "choice_of", "guide_of", "schema_of", "tools_of"]
+__all__ = ["check_names", "choice_of", "guide_of", "tools_of"]
 
 ToolLike = dict[str, Any] | type | Callable[..., Any] | BaseTool
-_JSON_TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
-_ROOTS = ("$ref", "anyOf", "oneOf", "allOf", "enum", "const")
-"""What a JSON schema may begin with in place of a type."""
 _GUIDES = ("regex", "choice", "grammar", "structural_tag")
 
 
@@ -29,8 +25,7 @@ def tools_of(tools: Sequence[ToolLike]) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
     for tool in tools:
         try:
-            one = convert_to_openai_tool(tool)
-            one["function"]["name"]  # which it has to have
+            one = function_of(tool)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InvalidInputError(
                 f"{tool!r} cannot be used as a tool: {error}.",
@@ -61,7 +56,7 @@ def choice_of(choice: Any, tools: Sequence[dict[str, Any]]) -> str:
     """
     names = [tool["function"]["name"] for tool in tools]
     if isinstance(choice, Mapping):
-        choice = choice.get("function", choice).get("name")
+        choice = _plain(choice, names)
     if choice is None or choice is False:
         return "auto"
     if choice not in ("auto", "none") and not names:
@@ -73,6 +68,22 @@ def choice_of(choice: Any, tools: Sequence[dict[str, Any]]) -> str:
     if choice in ("auto", "none", "required") or choice in names:
         return str(choice)
     raise UnknownChoiceError.of("tool choice", choice, ["auto", "any", "none", *names])
+
+
+def _plain(choice: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return what a choice in OpenAI's or Anthropic's form stands for."""
+    kind = choice.get("type")
+    if kind in ("auto", "any", "none", "required"):
+        return str(kind)
+    function = choice.get("function", choice)
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if kind in (None, "function", "tool") and isinstance(name, str):
+        return name
+    raise UnknownChoiceError(
+        f"There is no tool choice {choice!r}.",
+        hint=f"Choose one of: {', '.join(['auto', 'any', 'none', *names])}; "
+        'or give {"type": "function", "function": {"name": ...}}. For some of the tools only, pass no others.',
+    )
 
 
 def guide_of(response_format: Any, structured_outputs: Any) -> Guide | None:
@@ -118,32 +129,3 @@ def _given(schema: Any) -> dict[str, Any]:
                 f"{schema[:200]!r} is no JSON schema.", hint="Pass an object, or its JSON as a text."
             ) from None
     return schema if isinstance(schema, dict) else schema_of(schema)
-
-
-def schema_of(schema: Any) -> dict[str, Any]:
-    """Return the JSON schema of a pydantic class, a TypedDict, OpenAI's dict, or a JSON schema.
-
-    Raises:
-        InvalidInputError: it is none of these.
-    """
-    if isinstance(schema, dict) and (any(root in schema for root in _ROOTS) or _typed(schema.get("type"))):
-        return schema
-    if isinstance(schema, type) and is_basemodel_subclass(schema) and hasattr(schema, "model_json_schema"):
-        whole: dict[str, Any] = schema.model_json_schema()  # with its references: types may hold themselves
-        return whole
-    try:
-        found: dict[str, Any] = convert_to_json_schema(schema)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InvalidInputError(
-            f"{schema!r} is no schema of an answer: {error}.",
-            hint="Pass a pydantic class, a TypedDict, or a JSON schema with a title.",
-        ) from error
-    return found
-
-
-def _typed(kind: Any) -> bool:
-    return (
-        kind in _JSON_TYPES
-        if isinstance(kind, str)
-        else isinstance(kind, list) and all(one in _JSON_TYPES for one in kind)
-    )

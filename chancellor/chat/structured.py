@@ -12,7 +12,8 @@ from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser,
 from langchain_core.runnables import Runnable, RunnableGenerator, RunnableMap, RunnablePassthrough
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
-from chancellor.chat.options import schema_of, tools_of
+from chancellor.chat.options import tools_of
+from chancellor.chat.schemas import schema_of
 from chancellor.errors import InvalidInputError, UnknownChoiceError
 
 __all__ = ["structured_output"]

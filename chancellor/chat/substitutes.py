@@ -1,5 +1,7 @@
 """Which models may answer when the one that was chosen cannot be served."""
 
+from functools import partial
+
 from chancellor.catalog import Catalog, ModelSpec
 from chancellor.engines.ladder import Ladder
 from chancellor.errors import CheckpointError, MissingDependencyError
@@ -16,7 +18,7 @@ def ladder_of(catalog: Catalog, spec: ModelSpec, *, substitute: bool) -> Ladder:
         spec: the model.
         substitute: whether another model may answer in its place.
     """
-    return Ladder(catalog.fallback, (lambda: substitutes(catalog, spec)) if substitute else None)
+    return Ladder(catalog.fallback, partial(substitutes, catalog, spec) if substitute else None)
 
 
 def substitutes(catalog: Catalog, spec: ModelSpec) -> list[ModelSpec]:

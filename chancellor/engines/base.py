@@ -60,6 +60,8 @@ class GenerationRequest:
     """ "auto" leaves it to the model, "none" forbids it, "required" is some call, and all else a function's name."""
     parallel_tool_calls: bool = False
     """Whether a forced call may be several."""
+    single_tool_call: bool = False
+    """Whether an answer has no more than one call, also where they are left to the model."""
     guide: Guide | None = None
     timeout_s: float | None = None
     """Seconds until the last of the answer has to be there, the start of an engine and restarts included."""

@@ -6,7 +6,7 @@ from itertools import chain
 
 from chancellor.engines.base import Delta, ToolCallPiece
 
-__all__ = ["joined"]
+__all__ = ["joined", "joined_calls"]
 
 
 def joined(deltas: Sequence[Delta]) -> Iterator[Delta]:
@@ -37,12 +37,12 @@ def _one(run: Sequence[Delta]) -> Delta:
         token_ids=tuple(chain.from_iterable(delta.token_ids for delta in run)),
         logprobs=tuple(chain.from_iterable(delta.logprobs for delta in run)),
         reasoning="".join(delta.reasoning for delta in run),
-        tool_calls=_calls([piece for delta in run for piece in delta.tool_calls]),
+        tool_calls=joined_calls([piece for delta in run for piece in delta.tool_calls]),
     )
 
 
-def _calls(pieces: Sequence[ToolCallPiece]) -> tuple[ToolCallPiece, ...]:
-    """Put the pieces of each call together: LangChain reads each piece in a chunk as a call of its own."""
+def joined_calls(pieces: Sequence[ToolCallPiece]) -> tuple[ToolCallPiece, ...]:
+    """Return one piece for each call: LangChain reads each piece in a chunk as a call of its own."""
     calls: dict[int, ToolCallPiece] = {}
     for piece in pieces:
         call = calls.get(piece.index)

@@ -92,7 +92,7 @@ def _tools(request: GenerationRequest) -> dict[str, Any]:
     choice: Any = request.tool_choice
     tools = {"tools": list(request.tools), "tool_choice": choice}
     if choice in ("auto", "none"):
-        return tools
+        return tools | ({"parallel_tool_calls": False} if request.single_tool_call else {})
     if choice != "required":
         tools["tool_choice"] = {"type": "function", "function": {"name": choice}}
     return {**tools, "parallel_tool_calls": request.parallel_tool_calls}

@@ -50,6 +50,12 @@ class Tree(BaseModel):
     children: list["Tree"]
 
 
+@tool
+def count_leaves(tree: Tree) -> int:
+    """Count the leaves of a tree."""
+    return 1
+
+
 @pytest.fixture
 def model(catalog: Catalog, pool: EnginePool) -> ChatVLLM:
     return ChatVLLM(model=INT8, catalog=catalog, pool=pool, temperature=0, max_tokens=200)
@@ -73,10 +79,10 @@ def asked_before(place: str, number: str) -> list[BaseMessage]:
     ]
 
 
-def test_the_model_may_call_a_tool(model: ChatVLLM) -> None:
+def test_the_model_may_call_a_tool(either: ChatVLLM) -> None:
     """So small a model does so only after examples."""
     history = [*asked_before("Paris", "1"), *asked_before("Rome", "2"), HumanMessage("What is the weather in Berlin?")]
-    with_tools = model.bind_tools([get_weather, add])
+    with_tools = either.bind_tools([get_weather, add])
     answer = with_tools.invoke(history)
     (call,) = answer.tool_calls
     assert (call["name"], set(call["args"])) == ("get_weather", {"location"})
@@ -87,7 +93,7 @@ def test_the_model_may_call_a_tool(model: ChatVLLM) -> None:
         total = chunk if total is None else total + chunk
     assert total is not None
     assert [(one["name"], one["args"]) for one in total.tool_calls] == [(call["name"], call["args"])]
-    assert model.bind_tools([get_weather], tool_choice="none").invoke(history).tool_calls == []
+    assert either.bind_tools([get_weather], tool_choice="none").invoke(history).tool_calls == []
 
 
 @pytest.mark.parametrize("choice", ["any", "add"])
@@ -119,6 +125,14 @@ def test_several_forced_calls(either: ChatVLLM) -> None:
 @pytest.mark.parametrize("schema", [Person, Tree])
 def test_structured_output_is_always_valid(either: ChatVLLM, schema: type[BaseModel], question: str) -> None:
     assert isinstance(either.with_structured_output(schema).invoke(question), schema)
+
+
+def test_calls_with_types_that_hold_themselves(either: ChatVLLM) -> None:
+    question = "Give me a tree of the numbers 1, 2 and 3."
+    assert isinstance(either.with_structured_output(Tree, method="function_calling").invoke(question), Tree)
+    (call,) = either.bind_tools([count_leaves], tool_choice="any").invoke(question).tool_calls
+    assert set(call["args"]) == {"tree"}
+    Tree.model_validate(call["args"]["tree"])
 
 
 def test_structured_output_by_a_call_and_raw(either: ChatVLLM) -> None:
@@ -161,39 +175,41 @@ def test_what_nobody_streams_is_one_delta(either: ChatVLLM, pool: EnginePool, ca
         assert tuple(token for delta in streamed for token in delta.token_ids) == whole.token_ids
 
 
-def test_log_probabilities(model: ChatVLLM) -> None:
-    answer = model.invoke("What is 2+2?", logprobs=True, top_logprobs=2)
+def test_log_probabilities(either: ChatVLLM) -> None:
+    answer = either.invoke("What is 2+2?", logprobs=True, top_logprobs=2)
     tokens = answer.response_metadata["logprobs"]["content"]
     assert "".join(one["token"] for one in tokens).startswith(answer.text)
     assert all(one["logprob"] <= 0 and len(one["top_logprobs"]) >= 2 for one in tokens)
     assert all(one["logprob"] == one["top_logprobs"][0]["logprob"] for one in tokens)  # greedy
     assert sum(math.exp(one["logprob"]) for one in tokens[0]["top_logprobs"]) <= 1.001
     streamed: Any = None
-    for chunk in model.stream("What is 2+2?", logprobs=True, top_logprobs=2):
+    for chunk in either.stream("What is 2+2?", logprobs=True, top_logprobs=2):
         streamed = chunk if streamed is None else streamed + chunk
     assert [one["token"] for one in streamed.response_metadata["logprobs"]["content"]] == [
         one["token"] for one in tokens
     ]
 
 
-def test_a_deadline_frees_the_engine(model: ChatVLLM, pool: EnginePool) -> None:
-    model.invoke("hi", max_tokens=1)
+def test_a_deadline_frees_the_engine(either: ChatVLLM, pool: EnginePool) -> None:
+    either.invoke("hi", max_tokens=1)
     with pytest.raises(errors.GenerationTimeoutError, match=r"after 0\.2 s"):
-        model.bind(ignore_eos=True, max_tokens=3000, timeout=0.2).invoke("Tell a story")
-    for _ in range(50):
-        if pool.stats()[INT8].running == 0:
+        either.bind(ignore_eos=True, max_tokens=3000, timeout=0.2).invoke("Tell a story")
+    for _ in range(300):
+        if pool.stats()[either.model].running == 0:
             return
         asyncio.run(asyncio.sleep(0.1))
     pytest.fail("The request still runs.")
 
 
-def test_an_agent(model: ChatVLLM, catalog: Catalog, pool: EnginePool) -> None:
+def test_an_agent(either: ChatVLLM, pool: EnginePool) -> None:
     from langchain.agents import create_agent
 
     from chancellor import ChatModels
 
-    middleware = TrinityMiddleware(catalog, models=ChatModels(catalog, pool=pool))
-    agent: Any = create_agent(model=model, tools=[get_weather], middleware=[middleware])
+    assert either.catalog is not None
+    greedy = {name: either.model_copy(update={"model": name}) for name in ChatModels(either.catalog, pool=pool)}
+    middleware = TrinityMiddleware(either.catalog, models=greedy)
+    agent: Any = create_agent(model=either, tools=[get_weather, add], middleware=[middleware])
     history = [*asked_before("Paris", "1"), *asked_before("Rome", "2"), HumanMessage("What is the weather in Berlin?")]
     *_, call, result, answer = agent.invoke({"messages": history})["messages"]
     assert call.tool_calls[0]["name"] == "get_weather"

@@ -82,7 +82,7 @@ def test_leaving_a_stream_aborts_the_request(model: ChatVLLM, fake_engine: type[
                 return
             await asyncio.sleep(0.02)
 
-    fake_engine.delta_s = 0.02
+    fake_engine.delta_s = 0.2
     asyncio.run(leave())
     assert fake_engine.aborted == ["one two three four five"]
 

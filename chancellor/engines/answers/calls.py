@@ -11,7 +11,7 @@ from chancellor.engines.answers.guides import json_format
 from chancellor.engines.answers.schemas import bounded
 from chancellor.engines.base import Delta, ToolCallPiece
 
-__all__ = ["TaggedCalls", "as_text", "call_format", "call_id"]
+__all__ = ["FirstCall", "TaggedCalls", "as_text", "call_format", "call_id"]
 
 OPEN: Final = "<tool_call>"
 CLOSE: Final = "</tool_call>"
@@ -30,7 +30,7 @@ def call_format(tools: Sequence[dict[str, Any]], *, forced: bool, parallel: bool
     Args:
         tools: the functions that may be called.
         forced: whether the answer is a call and nothing else; if not, text may stand before, between and after calls.
-        parallel: whether a forced answer may be several calls.
+        parallel: whether there may be several calls.
     """
     tags = []
     for tool in tools:
@@ -41,7 +41,7 @@ def call_format(tools: Sequence[dict[str, Any]], *, forced: bool, parallel: bool
     if forced:
         several = {"at_least_one": True, "stop_after_first": not parallel}
         return {"type": "tags_with_separator", "tags": tags, "separator": "\n", **several}
-    return {"type": "triggered_tags", "triggers": [OPEN], "tags": tags}
+    return {"type": "triggered_tags", "triggers": [OPEN], "tags": tags, "stop_after_first": not parallel}
 
 
 def as_text(messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -165,6 +165,16 @@ class TaggedCalls:
         except (ValueError, KeyError, TypeError, AttributeError):
             pieces.append(ToolCallPiece(self._index, call_id(), "", body.strip()))
         return bool(found)
+
+
+class FirstCall:
+    """Leaves out all calls but the first, where no guide ends the answer after it."""
+
+    def read(self, delta: Delta) -> Delta:
+        """Return the delta with what it has of the first call."""
+        if all(piece.index == 0 for piece in delta.tool_calls):
+            return delta
+        return replace(delta, tool_calls=tuple(piece for piece in delta.tool_calls if piece.index == 0))
 
 
 def _overlap(text: str, tag: str) -> int:

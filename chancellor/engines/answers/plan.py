@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
-from chancellor.engines.answers.calls import TaggedCalls, as_text, call_format
+from chancellor.engines.answers.calls import FirstCall, TaggedCalls, as_text, call_format
 from chancellor.engines.answers.guides import json_format, structural_tag
 from chancellor.engines.answers.schemas import bounded
 from chancellor.engines.base import Delta, GenerationRequest, Guide
@@ -94,6 +94,8 @@ def plan_of(
             calls = VLLMCalls(parser, tokenizer, request)
             plan.skip_special_tokens = plan.skip_special_tokens and calls.skip_special_tokens
             plan.readers.append(calls)
+            if request.single_tool_call:
+                plan.readers.append(FirstCall())
     elif plan.guide is not None and plan.guide.kind == "json_schema":
         plan.guide = Guide("json_schema", bounded(plan.guide.value))
     return plan
@@ -112,7 +114,7 @@ def _usable(request: GenerationRequest) -> Sequence[dict[str, Any]]:
 
 
 def _guide(request: GenerationRequest, tools: Sequence[dict[str, Any]], *, forced: bool) -> Guide:
-    parallel = request.parallel_tool_calls
+    parallel = request.parallel_tool_calls if forced else not request.single_tool_call
     if request.guide is None:
         return structural_tag(call_format(tools, forced=forced, parallel=parallel))
     if forced or request.guide.kind not in ("json_schema", "json_object"):
@@ -124,7 +126,7 @@ def _guide(request: GenerationRequest, tools: Sequence[dict[str, Any]], *, force
         )
     # Either the answer, or calls: as with OpenAI's response_format beside tools.
     schema = bounded(request.guide.value) if request.guide.kind == "json_schema" else {"type": "object"}
-    calls = call_format(tools, forced=True, parallel=True)
+    calls = call_format(tools, forced=True, parallel=parallel)
     return structural_tag({"type": "or", "elements": [json_format(schema), calls]})
 
 

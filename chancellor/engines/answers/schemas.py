@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Final
 
-__all__ = ["bounded", "tight"]
+__all__ = ["bounded", "recursive", "tight", "untitled"]
 
 _LARGEST: Final = 10**15
 """Of the integers that JSON readers everywhere keep exactly, a round one."""
@@ -44,7 +44,7 @@ def tight(schema: dict[str, Any], tokens: int) -> dict[str, Any]:
         texts += _is_open_text(one)
 
     _changed(schema, count)
-    endless = _recursive(schema)
+    endless = recursive(schema)
     length = max(_SHORTEST, tokens // (2 * max(1, texts)))
 
     def limit(one: dict[str, Any]) -> None:
@@ -60,16 +60,17 @@ def tight(schema: dict[str, Any], tokens: int) -> dict[str, Any]:
     return found
 
 
-def _is(schema: dict[str, Any], *types: str) -> bool:
-    kind = schema.get("type")
-    return kind in types if isinstance(kind, str) else isinstance(kind, list) and bool(set(kind) & set(types))
+def untitled(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema without titles, which say the names of classes and fields once more."""
+
+    def shorten(one: dict[str, Any]) -> None:
+        one.pop("title", None)
+
+    found: dict[str, Any] = _changed(schema, shorten)
+    return found
 
 
-def _is_open_text(schema: dict[str, Any]) -> bool:
-    return _is(schema, "string") and not {"enum", "const", "format", "pattern"} & schema.keys()
-
-
-def _recursive(schema: dict[str, Any]) -> set[str]:
+def recursive(schema: dict[str, Any]) -> set[str]:
     """Return the definitions that hold themselves, at whatever depth."""
     definitions = {
         f"#/{place}/{name}": one for place in ("$defs", "definitions") for name, one in schema.get(place, {}).items()
@@ -78,6 +79,15 @@ def _recursive(schema: dict[str, Any]) -> set[str]:
     for _ in definitions:
         reached = {name: ones.union(*(reached.get(one, set()) for one in ones)) for name, ones in reached.items()}
     return {name for name, ones in reached.items() if name in ones}
+
+
+def _is(schema: dict[str, Any], *types: str) -> bool:
+    kind = schema.get("type")
+    return kind in types if isinstance(kind, str) else isinstance(kind, list) and bool(set(kind) & set(types))
+
+
+def _is_open_text(schema: dict[str, Any]) -> bool:
+    return _is(schema, "string") and not {"enum", "const", "format", "pattern"} & schema.keys()
 
 
 def _references(schema: Any) -> set[str]:
