@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
+from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -169,8 +170,13 @@ class Catalog(Mapping[str, ModelSpec]):
         """Load a catalog file; with no path: CHANCELLOR_CONFIG, else ./chancellor.toml, else the demo catalog.
 
         Raises:
-            CatalogFileError: the file is missing, no TOML, or has a wrong field.
+            CatalogFileError: the file is missing, no TOML, or has a wrong field; or this is no path.
         """
+        if not isinstance(path, str | PathLike | None):
+            raise CatalogFileError(
+                f"An object of type {type(path).__name__} is no catalog.",
+                hint="Pass a Catalog, or the path of a catalog file.",
+            )
         path = Path(path) if path is not None else settings().config
         if path is None:
             path = Path("chancellor.toml")

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, Va
 
 from chancellor.errors import InvalidContextError
 
-__all__ = ["Context", "explain"]
+__all__ = ["Context", "asked_of", "carried_in", "explain"]
 
 _SELECTION = {"langgraph_nodes": ["select_model"]}
 _GENERATION = {"langgraph_nodes": ["generate"]}
@@ -57,13 +57,47 @@ class Context(BaseModel):
         A node embedded in another graph is handed that graph's context, which may well have a `model` of its own:
         what is not ours counts as none. It can carry ours: a dict under the key `chancellor`, a dataclass or pydantic
         model in a field of that name.
+
+        Raises:
+            InvalidContextError: it is no context at all, such as a text, or what it carries is not valid.
         """
         if isinstance(given, cls):
             return given
-        ours = given.get("chancellor") if isinstance(given, Mapping) else getattr(given, "chancellor", None)
+        ours = given if isinstance(given, Context) else carried_in(given)
         if isinstance(ours, cls):
             return ours
-        return cls(**ours) if isinstance(ours, dict) else cls()
+        if isinstance(ours, Context):  # of another class than this one: what both have
+            return cls(**{name: getattr(ours, name) for name in ours.model_fields_set & cls.model_fields.keys()})
+        return cls(**ours) if isinstance(ours, Mapping) else cls()
+
+
+def carried_in(given: object) -> Any:
+    """Return what a graph's context carries for our nodes, None where that is nothing.
+
+    Raises:
+        InvalidContextError: this is nobody's context, or carries something that cannot be ours.
+    """
+    _refuse_plain(given, "the context of this run")
+    ours = given.get("chancellor") if isinstance(given, Mapping) else getattr(given, "chancellor", None)
+    _refuse_plain(ours, "`chancellor` in the context of this run")
+    return ours
+
+
+def asked_of(context: Context) -> dict[str, Any]:
+    """Return the settings of the generation that a run asks for, by name: what it leaves out is the model's to say."""
+    return {
+        name: getattr(context, name)
+        for name in ("temperature", "max_tokens", "seed")
+        if name in context.model_fields_set or getattr(context, name) != Context.model_fields[name].default
+    }
+
+
+def _refuse_plain(given: object, what: str) -> None:
+    if isinstance(given, str | bytes | int | float | list):
+        raise InvalidContextError(
+            f"{str(given)[:200]!r} is not {what}: it has no fields.",
+            hint=f'Pass a dict, e.g. {{"temperature": 0}}. Its fields are: {", ".join(Context.model_fields)}.',
+        )
 
 
 def explain(error: ValidationError) -> str:

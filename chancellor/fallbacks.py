@@ -7,8 +7,9 @@ from typing_extensions import TypedDict
 
 __all__ = ["Cause", "Fallback", "FallbackOptions", "Step"]
 
-Cause = Literal["memory", "scheme", "engine", "import", "checkpoint", "died"]
-"""What failed: memory for it, its scheme, the engine's start, the engine's import, its checkpoint, or its process."""
+Cause = Literal["memory", "scheme", "engine", "import", "checkpoint", "died", "swap"]
+"""What failed: memory for it, its scheme, the engine's start, the engine's import, its checkpoint, or its process. Or
+nothing did, and its engine had to make room for another model (swap)."""
 Step = Literal["restart", "smaller_cache", "shorter_context", "unquantised", "transformers", "other_model"]
 
 Fallback = TypedDict(

@@ -3,21 +3,29 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from langchain_core.messages import AIMessage, BaseMessage, MessageLikeRepresentation
-from langchain_core.messages.utils import count_tokens_approximately
+from langchain_core.messages import AIMessage, BaseMessage, MessageLikeRepresentation, ToolMessage
 from langchain_core.tools import BaseTool
 
+from chancellor.analyzers import Analyzer
 from chancellor.approval import approves
 from chancellor.catalog import Catalog, ModelSpec
 from chancellor.context import Context
 from chancellor.conversation import messages_of, prompted
-from chancellor.errors import CheckpointError, MissingDependencyError, NoEligibleModelError, PromptTooLongError
+from chancellor.errors import (
+    CheckpointError,
+    EmptyQuestionError,
+    MissingDependencyError,
+    NoEligibleModelError,
+    PromptTooLongError,
+)
+from chancellor.handover import checked
 from chancellor.policies import Choice, Policy, policy_of
 from chancellor.quantization.prepare import parameters_of
-from chancellor.state import Candidate, Complexity, Decision, question_of
+from chancellor.state import Candidate, Complexity, Decision
+from chancellor.tokens import Estimate, estimate
 from chancellor.window import window_of
 
-__all__ = ["Router", "task_of"]
+__all__ = ["Router", "complexity_of", "task_of"]
 
 _ANSWER_SHARE: Final = 4
 """An answer is left the room of its most tokens, but not more than the context over this."""
@@ -27,22 +35,58 @@ _TOO_LONG: Final = "which is too much for its context of"
 def task_of(messages: MessageLikeRepresentation | Sequence[MessageLikeRepresentation]) -> str:
     """Return the text that says how hard the work is: the user's newest that is more than a word of approval.
 
-    "Yes, go on" is as hard as what it approves. System prompts and the models' own texts do not count.
+    "Yes, go on" is as hard as what it approves. System prompts, the models' own texts and LangChain's summaries do not
+    count.
 
     Args:
         messages: in any form that LangChain takes.
 
+    Returns:
+        The text; an empty one where there is none: the user has shown an image, say, or what was approved has gone
+        into a summary.
+
     Raises:
-        EmptyQuestionError: there is no text of the user's, or the newest is blank.
+        EmptyQuestionError: there is no message of the user's, or the newest is blank.
         InvalidInputError: these are no messages.
     """
-    conversation = messages_of(messages)
-    newest = question_of(conversation)
-    for message in reversed(conversation):
-        text = str(message.text)
-        if message.type == "human" and text.strip() and not approves(text):
-            return text
-    return newest
+    human = [message for message in messages_of(messages) if message.type == "human"]
+    if not human:
+        raise EmptyQuestionError("The conversation holds no human message.")
+    # What LangChain itself has written for the user says so: SummarizationMiddleware's summaries.
+    own = [message for message in human if "lc_source" not in message.additional_kwargs]
+    if own and _blank(own[-1]):
+        raise EmptyQuestionError("The question is empty.")
+    texts = [text for message in reversed(own) if (text := str(message.text)).strip()]
+    if (task := next((text for text in texts if not approves(text)), None)) is not None:
+        return task
+    # A word of approval is all there is: nothing that it could approve, unless a summary has it.
+    return texts[0] if texts and len(own) == len(human) else ""
+
+
+def complexity_of(
+    messages: MessageLikeRepresentation | Sequence[MessageLikeRepresentation], analyze: Analyzer
+) -> Complexity:
+    """Return how hard the work is, by its text: medium where there is none.
+
+    Args:
+        messages: in any form that LangChain takes.
+        analyze: from the text to its complexity.
+
+    Raises:
+        EmptyQuestionError: there is no message of the user's, or the newest is blank.
+        InvalidInputError: these are no messages, or what the analyzer returns is no complexity.
+    """
+    if text := task_of(messages):
+        return checked(analyze(text))
+    return Complexity(level="medium", probability=None, reasons=["no text says what the work is"], analyzer="none")
+
+
+def _blank(message: BaseMessage) -> bool:
+    """Return whether there is nothing in it: neither text nor an image, say."""
+    if str(message.text).strip():
+        return False
+    content = message.content
+    return isinstance(content, str) or all(isinstance(one, str) or one.get("type") == "text" for one in content)
 
 
 class Router:
@@ -88,7 +132,8 @@ class Router:
     ) -> Decision:
         """Return which model answers next.
 
-        A model that has called tools goes on with their results, whatever they look like.
+        A model that has called tools goes on with their results, whatever they look like and whatever follows them:
+        its work is done with an answer that calls none.
 
         Args:
             messages: the conversation so far, in any form that LangChain takes.
@@ -104,7 +149,7 @@ class Router:
             ModelRejectedError: the one that the context names may not be used.
         """
         conversation = messages_of(messages)
-        tokens = count_tokens_approximately(prompted(conversation, context.system_prompt), tools=list(tools) or None)
+        tokens = estimate(prompted(conversation, context.system_prompt), tools)
         candidates = self._candidates(tokens, context.max_tokens)
         held = self._held(conversation, before)
         if context.model is not None:
@@ -127,21 +172,31 @@ class Router:
 
     def _held(self, messages: Sequence[BaseMessage], before: Mapping[str, Any] | None) -> str | None:
         """Return the model whose call has a result now: as its message says, for a substitute may have made it."""
-        if not messages or messages[-1].type != "tool":
+        place = next((at for at in range(len(messages) - 1, -1, -1) if isinstance(messages[at], AIMessage)), None)
+        if place is None or not any(isinstance(one, ToolMessage) for one in messages[place + 1 :]):
             return None
-        caller = next((one for one in reversed(messages) if isinstance(one, AIMessage) and one.tool_calls), None)
-        name = caller.response_metadata.get("model_name") if caller is not None else None
-        if name in self.catalog:
+        caller = messages[place]
+        if not (isinstance(caller, AIMessage) and caller.tool_calls):
+            return None
+        if (name := caller.response_metadata.get("model_name")) in self.catalog:
             return str(name)
-        return str(before["model"]) if before is not None else None
+        return str(before["model"]) if isinstance(before, Mapping) and "model" in before else None
 
-    def _candidates(self, tokens: int, answer: int) -> list[Candidate]:
+    def _candidates(self, tokens: Estimate, answer: int) -> list[Candidate]:
         self.catalog.eligible()  # an empty catalog, or one with every model rejected, is an error of its own
-        candidates = [self._candidate(spec, tokens, answer) for spec in self.catalog.values()]
-        if any(candidate["eligible"] for candidate in candidates):
-            return candidates
-        # A short answer is better than none.
-        return [self._candidate(spec, tokens, 1) for spec in self.catalog.values()]
+        for room in (answer, 1):  # a short answer is better than none
+            candidates = [self._candidate(spec, tokens.most, room) for spec in self.catalog.values()]
+            if any(candidate["eligible"] for candidate in candidates):
+                return candidates
+        # Nothing is refused that may fit after all: the model with the most room will see.
+        candidates = [self._candidate(spec, tokens.fewest, 1) for spec in self.catalog.values()]
+        windows = {one["model"]: self._window(self.catalog[one["model"]]) or 0 for one in candidates if one["eligible"]}
+        longest = max(windows.values(), default=0)
+        for candidate in candidates:
+            if (window := windows.get(candidate["model"], longest)) < longest:
+                candidate["eligible"] = False
+                candidate["reason"] = f"rejected: {_too_long(tokens.most, window)}"
+        return candidates
 
     def _candidate(self, spec: ModelSpec, tokens: int, answer: int) -> Candidate:
         reason = self.catalog.rejection(spec)
@@ -155,7 +210,7 @@ class Router:
                     self._parameters[spec.name] = count
         window = self._window(spec) if reason is None else None
         if window is not None and tokens + min(answer, window // _ANSWER_SHARE) > window:
-            reason = f"the conversation has about {tokens:,} tokens, {_TOO_LONG} {window:,}"
+            reason = _too_long(tokens, window)
         candidate = Candidate(
             model=spec.name,
             trinity_score=spec.trinity_score,
@@ -175,6 +230,10 @@ class Router:
         if window.certain:
             self._windows[spec.name] = window.tokens
         return window.tokens
+
+
+def _too_long(tokens: int, window: int) -> str:
+    return f"the conversation has about {tokens:,} tokens, {_TOO_LONG} {window:,}"
 
 
 def _name(policy: str | Policy) -> str:

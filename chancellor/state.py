@@ -2,14 +2,13 @@
 
 from typing import Annotated, Literal, NotRequired
 
-from langchain_core.messages import AnyMessage, BaseMessage
+from langchain_core.messages import AnyMessage
 from langgraph.graph.message import add_messages
 from typing_extensions import TypedDict
 
-from chancellor.errors import EmptyQuestionError
 from chancellor.fallbacks import Fallback
 
-__all__ = ["Candidate", "Complexity", "Decision", "Fallback", "Level", "Metrics", "State", "question_of"]
+__all__ = ["Candidate", "Complexity", "Decision", "Fallback", "Level", "Metrics", "State"]
 
 Level = Literal["low", "medium", "high"]
 
@@ -83,17 +82,3 @@ class State(TypedDict):
     """Written by `select_model`."""
     metrics: NotRequired[Metrics]
     """Written by `record_metrics`."""
-
-
-def question_of(messages: list[AnyMessage] | list[BaseMessage]) -> str:
-    """Return the text of the newest human message.
-
-    Raises:
-        EmptyQuestionError: there is none, or it is blank.
-    """
-    for message in reversed(messages):
-        if message.type == "human":
-            if not (text := str(message.text)).strip():
-                raise EmptyQuestionError("The question is empty.")
-            return text
-    raise EmptyQuestionError("The conversation holds no human message.")

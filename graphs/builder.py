@@ -10,6 +10,7 @@ from chancellor.catalog import Catalog, ModelSpec
 from chancellor.chat import ChatModels
 from chancellor.context import Context
 from chancellor.engines import default_pool
+from chancellor.graphs.parts import part
 from chancellor.nodes import complexity_node, generation_node, metrics_node, selection_node
 from chancellor.state import State
 
@@ -47,16 +48,19 @@ def create_chancellor(
 
     Raises:
         CatalogFileError: the catalog file cannot be read.
+        InvalidInputError: what was given for a node is none.
     """
     if select is None or generate is None:
         models = catalog if isinstance(catalog, Catalog) else Catalog.load(catalog)
         select = selection_node(models, start_s=_start_s) if select is None else select
         generate = generation_node(ChatModels(models)) if generate is None else generate
     builder: StateGraph[Any, Any, Any, Any] = StateGraph(state_schema, context_schema=context_schema)
-    builder.add_node("analyze_complexity", complexity_node() if analyze is None else analyze)
-    builder.add_node("select_model", select)
-    builder.add_node("generate", generate, retry_policy=retry_policy)
-    builder.add_node("record_metrics", metrics_node() if record is None else record)
+    analyze = complexity_node() if analyze is None else analyze
+    record = metrics_node() if record is None else record
+    builder.add_node("analyze_complexity", part("analyze", analyze, context_schema))
+    builder.add_node("select_model", part("select", select, context_schema))
+    builder.add_node("generate", part("generate", generate, context_schema), retry_policy=retry_policy)
+    builder.add_node("record_metrics", part("record", record, context_schema))
     builder.add_edge(START, "analyze_complexity")
     builder.add_edge("analyze_complexity", "select_model")
     builder.add_edge("select_model", "generate")

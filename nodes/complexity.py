@@ -9,7 +9,7 @@ from chancellor.analyzers import Analyzer, analyzer_of
 from chancellor.conversation import messages_in
 from chancellor.nodes.node import Node
 from chancellor.nodes.turnstile import turnstile
-from chancellor.routing import task_of
+from chancellor.routing import complexity_of
 
 __all__ = ["complexity_node"]
 
@@ -27,7 +27,7 @@ def complexity_node(analyzer: str | Analyzer = "rules") -> Node:
     analyze = analyzer_of(analyzer) if isinstance(analyzer, str) else analyzer
 
     def run(state: Mapping[str, Any], _: RunnableConfig | None) -> dict[str, Any]:
-        return {"complexity": analyze(task_of(messages_in(state)))}
+        return {"complexity": complexity_of(messages_in(state), analyze)}
 
     async def arun(state: Mapping[str, Any], config: RunnableConfig | None) -> dict[str, Any]:
         await turnstile()

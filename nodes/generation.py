@@ -5,30 +5,36 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage
-from langchain_core.runnables import RunnableConfig
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.config import get_stream_writer
 
 from chancellor import progress
-from chancellor.context import Context
+from chancellor.context import asked_of
 from chancellor.conversation import messages_in, prompted
 from chancellor.errors import InvalidInputError, UnknownModelError
+from chancellor.handover import model_in
 from chancellor.nodes.node import Node, context_of_run
 
 __all__ = ["generation_node"]
 
-_PARAMETERS = ("temperature", "max_tokens", "seed")
 
-
-def generation_node(models: Mapping[str, BaseChatModel]) -> Node:
+def generation_node(models: Mapping[str, Runnable[Any, Any]]) -> Node:
     """Make the node that appends the answer to `messages`, with its usage and response metadata.
 
     While an engine starts, its progress goes to the custom stream.
 
     Args:
         models: a LangChain chat model for each name that the selection may choose: `ChatModels(catalog)`, or a dict.
+            What is made of one, `model.with_retry()` or a chain, will do: it gets messages and answers with one.
+
+    Raises:
+        InvalidInputError: `models` has no names.
     """
+    if not isinstance(models, Mapping):
+        raise InvalidInputError(
+            f"A {type(models).__name__} has no names of models.", hint='Pass e.g. {"light": ChatVLLM(model="light")}.'
+        )
 
     def run(state: Mapping[str, Any], config: RunnableConfig | None) -> dict[str, Any]:
         name, model, messages, parameters = _call(models, state)
@@ -48,11 +54,11 @@ def generation_node(models: Mapping[str, BaseChatModel]) -> Node:
 
 
 def _call(
-    models: Mapping[str, BaseChatModel], state: Mapping[str, Any]
-) -> tuple[str, BaseChatModel, list[BaseMessage], dict[str, Any]]:
+    models: Mapping[str, Runnable[Any, Any]], state: Mapping[str, Any]
+) -> tuple[str, Runnable[Any, Any], list[BaseMessage], dict[str, Any]]:
     context = context_of_run()
     if (decision := state.get("decision")) is not None:
-        name = decision["model"]
+        name = model_in(decision)
     elif context.model is not None or len(models) == 1:  # in somebody's graph without a selection
         name = context.model or next(iter(models))
     else:
@@ -69,21 +75,23 @@ def _call(
             hint=f"It has: {', '.join(models) or 'none'}.",
         ) from None
     messages = prompted(messages_in(state), context.system_prompt)
-    # Only what the run asks for: the model's own settings stand otherwise.
-    asked = {
-        name: getattr(context, name)
-        for name in _PARAMETERS
-        if name in context.model_fields_set or getattr(context, name) != Context.model_fields[name].default
-    }
-    return name, model, messages, asked
+    return name, model, messages, asked_of(context)  # the model's own settings stand otherwise
 
 
-def _timed(answer: BaseMessage, model: BaseChatModel, name: str, seconds: float) -> BaseMessage:
+def _timed(answer: Any, model: Runnable[Any, Any], name: str, seconds: float) -> BaseMessage:
     """Note what other chat models leave out: how long they took, and what they are."""
+    if isinstance(answer, str):  # of a chain that ends with a parser
+        answer = AIMessage(answer)
+    if not isinstance(answer, BaseMessage):
+        raise InvalidInputError(
+            f"The model {name!r} answered with an object of type {type(answer).__name__}, which is no message.",
+            hint="Put a chat model behind this name, or a chain that ends with one.",
+        )
     noted = answer.response_metadata
     if "inference_time_s" in noted:
         return answer
-    more = {"engine": model._llm_type, "inference_time_s": seconds, "model_name": name}  # noqa: SLF001 - LangChain's way to ask
+    kind = getattr(model, "_llm_type", type(model).__name__)  # LangChain's way to ask a chat model what it is
+    more = {"engine": kind, "inference_time_s": seconds, "model_name": name}
     return answer.model_copy(update={"response_metadata": {**noted, **more}})
 
 

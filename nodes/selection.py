@@ -9,9 +9,10 @@ from langchain_core.runnables import RunnableConfig
 from chancellor.analyzers import rules
 from chancellor.catalog import Catalog, ModelSpec
 from chancellor.conversation import messages_in
+from chancellor.handover import checked
 from chancellor.nodes.node import Node, context_of_run
 from chancellor.policies import Policy
-from chancellor.routing import Router, task_of
+from chancellor.routing import Router, complexity_of
 
 __all__ = ["selection_node"]
 
@@ -38,7 +39,8 @@ def selection_node(
 
     def run(state: Mapping[str, Any], _: RunnableConfig | None) -> dict[str, Any]:
         messages = messages_in(state)
-        complexity = state.get("complexity") or rules(task_of(messages))
+        given = state.get("complexity")
+        complexity = checked(given) if given else complexity_of(messages, rules)
         return {"decision": router.decide(messages, complexity, context_of_run(), state.get("decision"))}
 
     async def arun(state: Mapping[str, Any], config: RunnableConfig | None) -> dict[str, Any]:

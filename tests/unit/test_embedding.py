@@ -11,11 +11,13 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.graph import START, StateGraph
+from langgraph.runtime import Runtime
 from langgraph.types import Command, interrupt
 from typing_extensions import TypedDict
 
 from chancellor import ChatModels, Context, create_chancellor
 from chancellor.engines import EnginePool
+from chancellor.errors import InvalidContextError
 from chancellor.nodes import generation_node
 from tests.fakes import FakeEngine, catalog
 from tests.unit.test_graph import EASY, HARD, NODES, Graph, ask
@@ -150,3 +152,67 @@ async def test_as_a_subgraph_whose_tokens_stream_through(
     kept = (await graph.aget_state(THREAD)).values
     assert kept["decision"]["model"] == (model or "light")
     assert isinstance(kept["messages"][0], HumanMessage)
+
+
+class Ours(Context):
+    """Our context, and a setting of the graph that is embedded."""
+
+    colour: str
+    """Has no default."""
+
+
+@dataclass
+class Holder:
+    chancellor: Any
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        {"chancellor": {"model": "best", "colour": "red"}},
+        {"chancellor": Ours(model="best", colour="red")},
+        Holder({"model": "best", "colour": "red"}),
+        Holder(Ours(model="best", colour="red")),
+        Ours(model="best", colour="red"),
+    ],
+)
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_context_with_fields_of_the_embedded_graphs_own(
+    fake_engine: type[FakeEngine], context: Any, *, asynchronous: bool
+) -> None:
+    from chancellor import State
+
+    seen: list[Ours] = []
+
+    def analyze(_: dict[str, Any], runtime: Runtime[Any]) -> dict[str, Any]:
+        seen.append(Ours.of(runtime.context))
+        return {"complexity": {"level": "low"}}
+
+    models = ChatModels(catalog(), pool=EnginePool(fake_engine))
+    made = create_chancellor(catalog(), analyze=analyze, generate=generation_node(models), context_schema=Ours)
+    parent: StateGraph[Any, Any, Any, Any] = StateGraph(State, context_schema=type(context))
+    parent.add_node("inner", made.compile())
+    parent.add_edge(START, "inner")
+    graph = parent.compile()
+    state = (
+        await graph.ainvoke(ask(EASY), context=context) if asynchronous else graph.invoke(ask(EASY), context=context)
+    )
+    assert state["messages"][-1].text == f"best says: {EASY}"
+    assert seen == [Ours(model="best", colour="red")]
+
+
+def test_such_fields_are_checked(fake_engine: type[FakeEngine]) -> None:
+    from chancellor import State
+
+    models = ChatModels(catalog(), pool=EnginePool(fake_engine))
+    generate = generation_node(models)
+    parent: StateGraph[Any, Any, Any, Any] = StateGraph(State, context_schema=dict)
+    parent.add_node("theirs", create_chancellor(catalog(), generate=generate, context_schema=Ours).compile())
+    parent.add_edge(START, "theirs")
+    graph = parent.compile()
+    with pytest.raises(InvalidContextError, match="color"):
+        graph.invoke(ask(EASY), context={"chancellor": {"colour": "red", "color": "red"}})
+    assert graph.invoke(ask(EASY), context={"topic": "x"})["decision"]["model"] == "light"  # nothing of ours
+    plain = create_chancellor(catalog(), generate=generate).compile()  # the same node, in a graph with our context
+    with pytest.raises(InvalidContextError, match="colour"):
+        plain.invoke(ask(EASY), context={"colour": "red"})

@@ -4,13 +4,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.language_models import FakeListChatModel
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
+from langgraph.graph import START, StateGraph
 from pydantic import ValidationError
 
-from chancellor import Catalog, ChatModels, ChatVLLM, EngineOptions, ModelSpec, create_chancellor, errors
+from chancellor import Catalog, ChatModels, ChatVLLM, EngineOptions, ModelSpec, State, create_chancellor, errors
 from chancellor.engines import EnginePool, remote_server
-from chancellor.nodes import complexity_node, generation_node
+from chancellor.nodes import complexity_node, generation_node, selection_node
 from tests.fakes import FakeEngine, catalog
 
 IMAGE = HumanMessage([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}])
@@ -44,7 +47,8 @@ def test_a_string_for_messages_is_fine(run: Callable[..., Any]) -> None:
         ([], {}, errors.EmptyQuestionError, "no human message"),
         ("  ", {}, errors.EmptyQuestionError, "empty"),
         ([AIMessage("hi")], {}, errors.EmptyQuestionError, "no human message"),
-        ([IMAGE], {}, errors.EmptyQuestionError, "empty"),
+        ([HumanMessage([{"type": "text", "text": " "}])], {}, errors.EmptyQuestionError, "empty"),
+        ([IMAGE], {}, errors.InvalidInputError, "other than text"),  # by the model: others may take images
         ([IMAGE, HumanMessage("hi")], {}, errors.InvalidInputError, "other than text"),
         ("hi", {"temprature": 0}, errors.InvalidContextError, "temperature, max_tokens"),
         ("hi", {"temperature": 3}, errors.InvalidContextError, "less than or equal to 2"),
@@ -72,6 +76,33 @@ def test_runs(run: Callable[..., Any], messages: Any, context: Any, kind: type[E
         (lambda m: m.invoke([IMAGE]), errors.InvalidInputError, "leave images and files out"),
         (lambda m: m.bind_tools([add], tool_choice="sub"), errors.UnknownChoiceError, "auto, any, none, add"),
         (lambda m: m.bind_tools([], tool_choice="any"), errors.InvalidInputError, "there are no tools"),
+        (
+            lambda m: m.bind_tools([add], tool_choice={"type": "function"}),
+            errors.UnknownChoiceError,
+            "auto, any, none, add",
+        ),
+        (
+            lambda m: m.bind_tools([add], tool_choice={"type": "x", "name": "add"}),
+            errors.UnknownChoiceError,
+            "none, add; or",
+        ),
+        (lambda m: m.bind_tools([add], tool_choice={"any": {}}), errors.UnknownChoiceError, "none, add; or"),
+        (lambda m: m.bind_tools([add], tool_choice={"name": 5}), errors.UnknownChoiceError, "none, add; or"),
+        (
+            lambda m: m.bind_tools([add], tool_choice={"type": "function", "function": "add"}),
+            errors.UnknownChoiceError,
+            '"function": {"name": ...}}',
+        ),
+        (
+            lambda m: m.bind_tools([add], tool_choice={"type": "allowed_tools", "mode": "auto", "tools": []}),
+            errors.UnknownChoiceError,
+            "pass no others",
+        ),
+        (
+            lambda m: m.bind_tools([add], tool_choice={"type": "function", "function": {"name": "sub"}}),
+            errors.UnknownChoiceError,
+            "auto, any, none, add",
+        ),
         (lambda m: m.bind_tools(["add"]), errors.InvalidInputError, "cannot be used as a tool"),
         (lambda m: m.with_structured_output(None), errors.InvalidInputError, "no schema"),
         (lambda m: m.with_structured_output({"a": 1}), errors.InvalidInputError, "no schema of an answer"),
@@ -130,3 +161,79 @@ def test_models_on_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_server, "_PATIENCE_S", 0.1)
     with pytest.raises(errors.EngineStartError, match="cannot be reached"):
         ChatModels(far, pool=EnginePool())["far"].invoke("x")
+
+
+@pytest.mark.parametrize(
+    "analyze",
+    [
+        complexity_node(lambda _: {"level": "extreme", "probability": None, "reasons": [], "analyzer": "mine"}),  # type: ignore[typeddict-item]
+        complexity_node(lambda _: "high"),  # type: ignore[arg-type,return-value]
+        lambda _: {"complexity": "high"},
+        lambda _: {"complexity": {"level": "extreme"}},
+        lambda _: {"complexity": {"hard": True}},
+    ],
+)
+def test_what_the_first_node_leaves(analyze: Any) -> None:
+    graph = create_chancellor(catalog(), analyze=analyze).compile()
+    with pytest.raises(errors.InvalidInputError, match=r"is no complexity.*low, medium, high"):
+        graph.invoke({"messages": "hi"})
+
+
+@pytest.mark.parametrize("decision", ["light", {"name": "light"}, {"model": None}, 5])
+def test_what_the_second_node_leaves(decision: Any) -> None:
+    graph = create_chancellor(catalog(), select=lambda _: {"decision": decision}).compile()
+    with pytest.raises(errors.InvalidInputError, match="is no decision: it names no `model`"):
+        graph.invoke({"messages": "hi"})
+
+
+def test_a_decision_of_somebody_elses_before_ours() -> None:
+    called = AIMessage("", tool_calls=[{"name": "add", "args": {}, "id": "1"}])
+    state = {"messages": ["hi", called, ToolMessage("3", tool_call_id="1")], "decision": "approved"}
+    assert selection_node(catalog())(state)["decision"]["model"] == "light"
+
+
+@pytest.mark.parametrize("context", ["fast", 5, ["fast"], {"chancellor": "fast"}])
+def test_what_is_no_context(run: Callable[..., Any], context: Any) -> None:
+    state = {"messages": "hi"}
+    parent: StateGraph[Any, Any, Any, Any] = StateGraph(State, context_schema=dict)
+    parent.add_node("inner", create_chancellor(catalog(), generate=lambda _: {}).compile())
+    parent.add_edge(START, "inner")
+    graphs: list[Any] = [parent.compile()]
+    if not isinstance(context, dict):  # which LangGraph makes a Context of
+        graphs.append(create_chancellor(catalog()).compile())
+    for graph in graphs:
+        with pytest.raises(errors.InvalidContextError, match=r"is not .*the context of this run.*\n.*max_tokens"):
+            graph.invoke(state, context=context)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"generate": {"light": FakeListChatModel(responses=["x"])}}, "generate is .*generation_node"),
+        ({"generate": FakeListChatModel(responses=["x"])}, "generate is .*generation_node"),
+        ({"select": "light"}, "select is 'light'.*selection_node"),
+        ({"analyze": "rules"}, "analyze is 'rules'.*complexity_node"),
+        ({"record": 5}, "record is '5'.*metrics_node"),
+    ],
+)
+def test_what_is_no_node(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(errors.InvalidInputError, match=f"(?s){says}"):
+        create_chancellor(catalog(), **given)
+
+
+def test_what_is_no_catalog() -> None:
+    makers: list[Callable[[Any], Any]] = [create_chancellor, Catalog.load]
+    for make in makers:
+        for wrong in (5, ["light"], object()):
+            with pytest.raises(errors.CatalogFileError, match=r"is no catalog\.\nPass a Catalog"):
+                make(wrong)
+
+
+def test_what_are_no_models(model: ChatVLLM) -> None:
+    with pytest.raises(errors.InvalidInputError, match="A ChatVLLM has no names of models"):
+        generation_node(model)  # type: ignore[arg-type]
+    graph = create_chancellor(catalog(), generate=generation_node({"light": RunnableLambda(lambda _: 5)})).compile()
+    with pytest.raises(
+        errors.InvalidInputError, match="'light' answered with an object of type int, which is no message"
+    ):
+        graph.invoke({"messages": "hi"})

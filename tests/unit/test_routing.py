@@ -111,6 +111,35 @@ def test_a_model_that_has_called_tools_goes_on() -> None:
     assert decide([*loop, AIMessage("3"), HumanMessage(EASY)]) == "light"  # the loop is over
 
 
+@pytest.mark.parametrize("reminder", [HumanMessage("Be brief."), SystemMessage("Be brief.")])
+def test_what_follows_a_result_does_not_end_the_loop(reminder: BaseMessage) -> None:
+    loop = [HumanMessage(HARD), CALL, RESULT, reminder]
+    assert decide(loop) == decide([*loop, reminder]) == "best"
+    assert decide([HumanMessage(EASY), CALL, reminder]) == "light"  # nothing has come of the call
+    assert decide([*loop, AIMessage("3"), HumanMessage(EASY)]) == "light"  # a new question
+    assert decide([*loop, AIMessage("3"), RESULT, HumanMessage(EASY)]) == "light"
+
+
+def test_images_are_judged_by_the_last_text() -> None:
+    image = HumanMessage([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}])
+    assert task_of([HumanMessage(HARD), AIMessage("Show me"), image]) == HARD
+    assert task_of([HumanMessage(HARD), AIMessage("Shall I?"), HumanMessage("yes"), image]) == HARD
+    assert task_of([image]) == ""
+    assert selection_node(catalog())({"messages": [image]})["decision"]["model"] == "best"
+    graph = create_chancellor(catalog(), generate=lambda _: {"messages": ["I see"]}).compile()
+    state = graph.invoke({"messages": [image]})
+    assert (state["complexity"]["level"], state["decision"]["model"]) == ("medium", "best")
+    state = graph.invoke({"messages": [HumanMessage(HARD), image]})
+    assert state["decision"]["model"] == "strong"
+
+
+def test_a_summary_is_no_text_of_the_users() -> None:
+    summary = HumanMessage(f"Here is a summary: {HARD}", additional_kwargs={"lc_source": "summarization"})
+    assert task_of([summary, HumanMessage(EASY), AIMessage("Shall I?"), HumanMessage("yes, go on")]) == EASY
+    assert task_of([summary, HumanMessage("yes, go on")]) == ""  # what it approves is in the summary
+    assert task_of([summary, AIMessage("x")]) == ""
+
+
 def test_a_model_that_is_gone_is_not_held() -> None:
     gone = CALL.model_copy(update={"response_metadata": {"model_name": "gpt"}})
     assert decide([HumanMessage(HARD), gone, RESULT]) == "strong"
