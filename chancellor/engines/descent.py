@@ -31,6 +31,8 @@ class Descent:
         self._failed: set[str] = set()
         self._died: EngineDiedError | None = None
         self._shortage: str | None = None
+        self._cut: str | None = None
+        self._spared = False
         self._began = 0.0
         self._free: float | None = None
         self._steps: list[Fallback] = []
@@ -60,21 +62,32 @@ class Descent:
                     raise self.explained(first) from (error if error is not first else first.__cause__)
                 await self._take(rung, cause, error)
                 continue
+            if self._spared:
+                resident.spared.add(self)
             if self._died is not None:
                 try:
                     await self._note_restart(self._died)
                 except BaseException:  # the caller has gone, and does not know yet that it has an engine
-                    self._residents.leave(resident)
+                    self.leave(resident)
                     raise
                 self._died = None
             if resident.smaller is not None:
                 self._note_smaller(resident.smaller)
             return resident
 
-    async def died(self, error: EngineDiedError, shortage: str | None = None) -> None:
-        """Note that the engine died under the request, and what says that it was for want of memory, if anything."""
+    def leave(self, resident: Resident) -> None:
+        """Give up an engine that `enter` has returned."""
+        resident.spared.discard(self)
+        self._residents.leave(resident)
+
+    async def died(self, error: EngineDiedError, resident: Resident | None = None) -> None:
+        """Note that the engine died under the request, or was ended with it to make room."""
         await self._begin()
-        self._died, self._shortage = error, shortage
+        self._died = error
+        self._cut = None if resident is None else resident.cut
+        self._spared = self._spared or self._cut is not None
+        dead = resident if self._cut is None else None
+        self._shortage = None if dead is None else await in_thread(dead.shortage)
 
     async def outgrown(self, error: PromptTooLongError) -> bool:
         """Go on from a way that has less context than what was asked for; return whether there is one that has more."""
@@ -121,7 +134,9 @@ class Descent:
         self._began, self._free = time.perf_counter(), await in_thread(self._residents.free_mib)
 
     async def _note_restart(self, error: EngineDiedError) -> None:
-        if self._shortage is None:
+        if self._cut is not None:
+            await self._note("restart", "swap", self._spec, self._cut)
+        elif self._shortage is None:
             await self._note("restart", "died", self._spec, error.message)
         else:
             await self._note("restart", "memory", self._spec, f"{error.message} {self._shortage}")

@@ -34,7 +34,7 @@ class Migration:
         self._names: dict[int, tuple[str | None, str | None]] = {}
         self._logprobs = 0
         self._way: _Replayed | None = None
-        self.deaths = 0
+        self.deaths = self.cuts = 0
         self.finished = False
         """Whether the caller has all of the answer."""
 
@@ -57,7 +57,7 @@ class Migration:
         replayed = self._replayed or thinks
         if not self.emitted:
             asked = self._request
-            if replayed and asked.stream and asked.seed is None and asked.temperature > 0 and asked.retries:
+            if replayed and asked.stream and asked.seed is None and asked.temperature > 0:
                 self._request = replace(asked, seed=time.monotonic_ns() % 2**31)
             return self._request
         if replayed or not self._tokens:
@@ -76,12 +76,19 @@ class Migration:
             self._first_s = time.perf_counter() - self._began
         self._note(delta)
         self.finished = delta.finish_reason is not None
-        yield self._finished(delta) if delta.finish_reason is not None and self.deaths else delta
+        yield self._finished(delta) if delta.finish_reason is not None and self._moved else delta
 
-    def goes_on(self) -> bool:
-        """Note a death; return whether another engine may take over."""
+    def goes_on(self, *, cut: bool = False) -> bool:
+        """Note a death, or that it was cut, which costs no retry; return whether another engine may take over."""
+        if cut:
+            self.cuts += 1
+            return True
         self.deaths += 1
         return self.deaths <= self._request.retries
+
+    @property
+    def _moved(self) -> bool:
+        return bool(self.deaths or self.cuts)
 
     def ended(self, error: EngineDiedError) -> EngineDiedError:
         """Return the error that the request ends with, the text that came in it."""
@@ -100,7 +107,11 @@ class Migration:
     def stranded(self, error: ChancellorError) -> EngineDiedError:
         """Return the error for an answer that nobody can go on with."""
         return self.ended(
-            EngineDiedError(f"The engine died, and did not start again: {error.message}", hint=error.hint)
+            EngineDiedError(
+                f"The engine {'died' if self.deaths else 'made room for another'}, and did not start again: "
+                f"{error.message}",
+                hint=error.hint,
+            )
         )
 
     def _note(self, delta: Delta) -> None:

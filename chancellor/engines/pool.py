@@ -14,7 +14,7 @@ from chancellor.catalog import ModelSpec
 from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest
 from chancellor.engines.descent import Descent
 from chancellor.engines.hardware import default_frontend
-from chancellor.engines.host import EngineHost, in_thread
+from chancellor.engines.host import EngineHost
 from chancellor.engines.joining import joined
 from chancellor.engines.ladder import Ladder
 from chancellor.engines.migration import Migration
@@ -194,11 +194,11 @@ class EnginePool:
                 except EngineDiedError as error:
                     if migration.finished:
                         return
-                    if self._residents.closing or not migration.goes_on():
+                    if self._residents.closing or not migration.goes_on(cut=resident.cut is not None):
                         raise migration.ended(error) from error
-                    await descent.died(error, await in_thread(resident.shortage))
+                    await descent.died(error, resident)
                 finally:
-                    self._residents.leave(resident)
+                    descent.leave(resident)
                     close = getattr(deltas, "aclose", None)
                     if close is not None:
                         await close()

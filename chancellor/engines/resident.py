@@ -69,10 +69,16 @@ class Resident:
         """What it got for its KV cache, where that is much less than it should have."""
         self.postmortem: PostMortem | None = None
         self._shortage: tuple[str | None] | None = None
+        self.died = 0.0
+        """When it was found dead while it ran; 0 as long as it was not."""
         self.pinned = False
         """Whether somebody holds the engine itself, so that it cannot make room for others."""
         self.leaving = False
         """Whether it makes room: it answers what it has, and gets no more."""
+        self.spared: set[object] = set()
+        """Requests that have been cut once already, by an engine that had to go: it stays until they are answered."""
+        self.cut: str | None = None
+        """Why what it was answering has been cut, if it has: it was ended by us, and did not die."""
         self.idle = asyncio.Event()
         self.idle.set()
         self.gone = asyncio.Event()
@@ -89,6 +95,11 @@ class Resident:
     def dead(self) -> bool:
         """Whether it has run, and will not any more."""
         return self.engine is not None and self.task.done() and not self.engine.healthy()
+
+    @property
+    def deserted(self) -> bool:
+        """Whether it is dead, and neither has requests nor is being ended."""
+        return self.dead and not self.users and not self.leaving
 
     def shortage(self) -> str | None:
         """Return what says that the engine, which is dead, died for want of memory. Reads files, the first time."""

@@ -35,7 +35,7 @@ class Residents:
         sleepers = Sleepers(self._all, room, self._endings.ending)
         self._swap = Swap(self._all, room, self._endings.end, sleepers)
         self._starts = Starts(factory, room, self._gate, self._swap)
-        self._watch = Watch(self._all, self._endings.ending)
+        self._watch = Watch(self._all, self._bury)
 
     @property
     def closing(self) -> bool:
@@ -154,9 +154,7 @@ class Residents:
                 await resident.gone.wait()
                 continue
             elif resident.dead:
-                if not resident.asleep:  # one that dies in its sleep has harmed nobody
-                    self._gate.breaker(key).died(_death(resident))
-                self._endings.ending(resident)
+                self._bury(resident)
                 continue
             elif resident.asleep:
                 await asyncio.wait({self._swap.wake(resident)})  # which goes on when a caller has gone
@@ -180,6 +178,12 @@ class Residents:
         resident.task.add_done_callback(lambda task: self._forget_failure(resident, task))
         self._watch.begin()
         return resident
+
+    def _bury(self, resident: Resident) -> None:
+        """Note a death, and begin to close the engine."""
+        if not resident.asleep:  # one that dies in its sleep has harmed nobody
+            self._gate.breaker(resident.key).died(_death(resident))
+        self._endings.ending(resident)
 
     def _forget_failure(self, resident: Resident, task: "asyncio.Task[Engine]") -> None:
         if task.cancelled() or task.exception() is not None:

@@ -7,6 +7,7 @@ from typing import Final
 
 from chancellor.catalog import ModelSpec
 from chancellor.checkpoints import fetch
+from chancellor.engines.neighbours import PROCESS, Neighbours
 from chancellor.engines.resident import SmallerCache
 from chancellor.errors import CheckpointError, MissingDependencyError, OutOfMemoryError
 from chancellor.memory import Device, Estimate, Ledger, devices, measure
@@ -43,9 +44,14 @@ class Fit:
 class Room:
     """Memory of the devices, and what engines need of it. The methods read files and ask drivers: not for a loop."""
 
+    neighbours: Neighbours | None = None
+    """Those who share the budget; None where it is the pool's own, as on devices that are not real."""
+
     def __init__(self, ledger: Ledger | None = None, read: Callable[[], list[Device]] = devices) -> None:
         self._ledger = ledger or Ledger()
         self._read = read
+        if read is devices:
+            self.neighbours = PROCESS
 
     def expected(self, spec: ModelSpec) -> Estimate | None:
         """Return what the engine will need; None where that cannot be known, which its start will explain.
@@ -80,13 +86,20 @@ class Room:
         rest = max(int(share * min(totals)) - need.fixed, need.kv_cache_least)
         return replace(need, kv_cache=rest, kv_cache_least=rest if fixed else need.kv_cache_least)
 
-    def fit(self, need: Estimate, taken: Mapping[str, int], freed: Mapping[str, int] | None = None) -> Fit:
+    def fit(
+        self,
+        need: Estimate,
+        taken: Mapping[str, int],
+        freed: Mapping[str, int] | None = None,
+        elsewhere: Mapping[str, int] | None = None,
+    ) -> Fit:
         """Return how the engine fits beside engines of ours.
 
         Args:
             need: what it needs.
             taken: bytes on each device that those take.
             freed: bytes on each device that are in use now, and will be free.
+            elsewhere: bytes on each device that engines of other pools take, which make no room.
         """
         more = freed or {}
         present = {device.name: replace(device, free=device.free + more.get(device.name, 0)) for device in self._read()}
@@ -94,17 +107,19 @@ class Room:
         if not own:
             return Fit(need.kv_cache, comfortable=True, possible=True, available=need.total)
         ours = {device.name: taken.get(device.name, 0) for device in own}
-        available = min(min(device.budget - ours[device.name], device.free) for device in own)
-        alone = min(min(device.budget, device.free + ours[device.name]) for device in own)
+        budget = {device.name: device.budget - (elsewhere or {}).get(device.name, 0) for device in own}
+        left = {name: budget[name] - ours[name] for name in budget}
+        available = min(min(left[device.name], device.free) for device in own)
+        alone = min(min(budget[device.name], device.free + ours[device.name]) for device in own)
         fixed = need.least - need.kv_cache_least
         granted = min(need.kv_cache, available - fixed)
-        if any(device.name != "cpu" and device.free < device.budget - ours[device.name] for device in own):
+        if any(device.name != "cpu" and device.free < left[device.name] for device in own):
             granted = max(min(granted, need.kv_cache_least), min(need.kv_cache, available - fixed - _SPARE))
         enough = need.enough
         return Fit(
             kv_cache=granted if granted >= need.kv_cache_least else None,
             comfortable=available >= enough,
-            occupied=available < enough <= min(device.budget - ours[device.name] for device in own),
+            occupied=available < enough <= min(left.values()),
             possible=alone >= need.least,
             available=max(0, available),
             never=min(device.budget for device in own) < need.least,

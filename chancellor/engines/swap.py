@@ -22,7 +22,7 @@ __all__ = ["Swap"]
 logger = logging.getLogger(__name__)
 _LOOK_EVERY_S: Final = 0.5
 _DRAIN_S: Final = 600.0
-"""How long requests may take to end on an engine that has to go; then it is killed, and they go on elsewhere."""
+"""How long requests may take to end on an engine that has to go; then they are cut, and go on with the next one."""
 _PATIENCE_S: Final = 1.0, 30.0
 _FREED_S: Final = 15.0
 """How long a device may take to give back what an engine had."""
@@ -34,7 +34,8 @@ class Swap:
     A model that does not fit beside the others waits until the least recently used of them has no request, but not
     longer than that one takes to come back; then it gets no new ones, answers what it has, and makes room: it sleeps,
     or where that is not better, it stops. So two models that fit only one at a time take turns, each of which serves
-    all who wait for it.
+    all who wait for it. An answer that takes too long for that is cut, and goes on in the next turn of its model, but
+    no answer is cut twice.
 
     Engines start and wake one after another, for two at once would measure each other's memory. Room is made for one at
     a time as well, but meanwhile those may start that need none.
@@ -49,6 +50,9 @@ class Swap:
     ) -> None:
         self._residents = residents
         self._room = room
+        self._neighbours = None if room is None else room.neighbours
+        if self._neighbours is not None:
+            self._neighbours.join(self)
         self._end = end
         self._sleepers = sleepers
         self._turn = asyncio.Lock()
@@ -138,11 +142,13 @@ class Swap:
             while True:
                 async with self._turn:
                     resident.turn = resident.turn or time.perf_counter()
-                    fit = await self._fit(room, resident, need, has)
+                    fit, elsewhere = await self._fit(room, resident, need, has)
                     victim = None if fit.comfortable else self._least_recent(need.devices, resident)
                     # A GPU's memory comes back with a delay.
                     patient = victim is None and fit.occupied and time.monotonic() - freed < _FREED_S
                     if fit.comfortable or (not patient and (not fit.possible or (making and victim is None))):
+                        if not self._claimed(resident, need, fit, elsewhere):
+                            continue
                         yield fit
                         return
                 if not making:
@@ -151,7 +157,7 @@ class Swap:
                 elif victim is not None:  # one that sleeps is ended before it can have its turn to wake
                     if not victim.asleep:
                         progress.report("start", resident.spec.name, f"waits for {victim.spec.name} to make room")
-                    if victim.asleep or await self._idle(victim):
+                    if victim.asleep or await self._idle(victim, resident):
                         await self._clear(victim, resident, need, has)
                     freed = time.monotonic()
                 else:
@@ -177,18 +183,31 @@ class Swap:
         self.count["stop"] += 1
         await self._end(victim)
 
-    async def _fit(self, room: Room, resident: Resident, need: Estimate, has: Mapping[str, int]) -> Fit:
+    async def _fit(
+        self, room: Room, resident: Resident, need: Estimate, has: Mapping[str, int]
+    ) -> tuple[Fit, Counter[str]]:
+        """Return how it fits, and what the engines of other pools take."""
         while True:
-            taken = self._taken(resident)
-            fit = await in_thread(lambda taken=taken: room.fit(need, taken, has))  # type: ignore[misc]
-            if taken == self._taken(resident):  # else one has ended meanwhile
-                return fit
+            taken = self.taken(resident)
+            elsewhere = Counter[str]() if self._neighbours is None else self._neighbours.taken(self)
+            given = (need, taken, has, elsewhere) if elsewhere else (need, taken, has)
+            fit = await in_thread(lambda given=given: room.fit(*given))  # type: ignore[misc]
+            if taken == self.taken(resident):  # else one has ended meanwhile
+                return fit, elsewhere
 
-    def _taken(self, besides: Resident) -> Counter[str]:
+    def _claimed(self, resident: Resident, need: Estimate, fit: Fit, elsewhere: Counter[str]) -> bool:
+        """Take what is granted before it is used, for the other pools; return False where one was faster."""
+        if self._neighbours is None or fit.kv_cache is None:
+            return True
+        takes = dict.fromkeys(need.devices, need.least - need.kv_cache_least + fit.kv_cache)
+        return self._neighbours.claim(self, resident, {**resident.takes, **takes}, elsewhere)
+
+    def taken(self, besides: Resident | None = None) -> Counter[str]:
+        """Return the bytes that engines take, by device. May be called from any thread."""
         taken = Counter[str]()
-        for resident in self._residents.values():
+        for resident in tuple(self._residents.values()):
             if resident is not besides:
-                taken.update(resident.takes)
+                taken.update(dict(resident.takes))
         return taken
 
     def _least_recent(self, devices: tuple[str, ...], besides: Resident) -> Resident | None:
@@ -201,8 +220,8 @@ class Swap:
 
         return min(others, key=last, default=None)
 
-    async def _idle(self, resident: Resident) -> bool:
-        """Wait until the engine has answered all that it has; return whether it may be ended."""
+    async def _idle(self, resident: Resident, newcomer: Resident) -> bool:
+        """Wait until the engine has answered all that it has, or cut that; return whether it may be ended."""
         least, most = _PATIENCE_S
         with suppress(TimeoutError):
             async with asyncio.timeout(min(max(self._sleepers.patience_s(resident), least), most)):
@@ -211,13 +230,22 @@ class Swap:
             return False
         resident.leaving = True  # from now on, who wants it waits for its next start
         try:
-            async with asyncio.timeout(_DRAIN_S):
-                await resident.idle.wait()
-        except TimeoutError:
-            if resident.engine is not None:
-                resident.engine.kill()
+            await self._drain(resident, newcomer)
         except asyncio.CancelledError:  # nobody needs the room any more
             if resident.ending is None:
                 resident.stay()
             raise
         return True
+
+    async def _drain(self, resident: Resident, newcomer: Resident) -> None:
+        """Wait until the engine has answered all that it has, or has had its time; then cut what is left."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_S):
+                await resident.idle.wait()
+        while resident.spared:  # noqa: ASYNC110 - no more of them come: it goes by quickly, or takes minutes
+            await asyncio.sleep(_LOOK_EVERY_S)
+        engine = resident.engine
+        if resident.users and engine is not None and engine.healthy():
+            name, other = resident.spec.name, newcomer.spec.name
+            resident.cut = f"{name!r} had to make room for {other!r}, and this answer took too long to wait for."
+            engine.kill()

@@ -5,11 +5,13 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from chancellor.catalog import ModelSpec
 from chancellor.engines.answers import plan_of
 from chancellor.engines.answers.guides import refusal_of, refused
+from chancellor.engines.answers.keywords import bindable
 from chancellor.engines.base import Delta, Engine, EngineStats, GenerationRequest
 from chancellor.engines.host import in_thread
 from chancellor.engines.logs import log_file
@@ -20,7 +22,7 @@ from chancellor.engines.vllm_continuing import Continuation
 from chancellor.engines.vllm_loading import load
 from chancellor.engines.vllm_pace import Pace
 from chancellor.engines.vllm_processes import SHUTDOWN_S, Processes
-from chancellor.engines.vllm_requests import delta_of, sampling_params
+from chancellor.engines.vllm_requests import delta_of, refused_by_vllm, sampling_params
 from chancellor.errors import (
     ChancellorError,
     EngineDiedError,
@@ -50,7 +52,7 @@ class VLLMEngine(Engine):
         self._prepared: Prepared | None = None
         self._stats = EngineStats(running=0, waiting=0, kv_cache_usage=0.0, peak_running=0)
         self._processes = Processes()
-        self._exited = self._interrupted = False
+        self._exited = self._interrupted = self._asleep = False
         self._facts: dict[str, float] = {}
         self._peaks = 0, 0.0
         self._pulse = Pulse()
@@ -121,6 +123,7 @@ class VLLMEngine(Engine):
 
         llm, started = self._running(), time.perf_counter()
         tokenizer, options = llm.get_tokenizer(), self.spec.engine
+        request = replace(request, guide=bindable(request.guide))
         plan = plan_of(request, tokenizer, tool_parser=options.tool_parser, reasoning_parser=options.reasoning_parser)
         prompt = await prompt_ahead(tokenizer, request, plan.messages, plan.tools)
         limit = llm.model_config.max_model_len
@@ -179,6 +182,8 @@ class VLLMEngine(Engine):
             if (reason := refusal_of(plan.guide)) is not None:
                 raise refused(reason) from error
             cause = error.__cause__ if isinstance(error, EngineGenerateError) and error.__cause__ else error
+            if (refusal := refused_by_vllm(cause)) is not None:
+                raise refusal from error
             raise GenerationError(
                 f"vLLM could not answer with {self.spec.name!r}: {cause}", hint=f"Its log says more: {log_file()}"
             ) from error
@@ -239,13 +244,17 @@ class VLLMEngine(Engine):
         return self._llm is not None and bool(getattr(self._llm.model_config, "enable_sleep_mode", False))
 
     async def sleep(self) -> None:
-        await self._running().sleep(level=1)
+        llm, self._asleep = self._running(), True  # from its first moment on
+        await llm.sleep(level=1)
 
     async def wake(self) -> None:
         if await self._running().wake_up() is False:  # newer releases say whether all of it is awake
             raise EngineDiedError(f"The engine of {self.spec.name!r} did not wake up as a whole.")
+        self._asleep = False
 
     async def close(self) -> None:
+        if self._asleep:  # vLLM cannot be asked to end in its sleep
+            self.kill()
         llm, self._llm = self._llm, None
         if llm is None:
             return

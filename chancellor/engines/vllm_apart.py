@@ -76,6 +76,9 @@ class ApartVLLMEngine(Engine):
         try:
             while True:
                 kind, item = await inbox.get()
+                if kind == "lost":
+                    finished = True
+                    raise self._death("while it answered")
                 if kind == "end":
                     finished = True
                     if item is not None:
@@ -107,9 +110,11 @@ class ApartVLLMEngine(Engine):
     async def _call(self, method: str) -> None:
         number, inbox = self._open(("call", method))
         try:
-            _, error = await inbox.get()
+            kind, error = await inbox.get()
         finally:
             self._inboxes.pop(number, None)
+        if kind == "lost":
+            raise self._death(f"before it was done with {method!r}")
         if error is not None:
             raise error
 
@@ -130,11 +135,13 @@ class ApartVLLMEngine(Engine):
         """End all requests: nothing feeds them any more."""
         self._alive = False
         for inbox in self._inboxes.values():
-            error = EngineDiedError(
-                f"The engine of {self.spec.name!r} ended while it answered.",
-                hint=f"Ask again: a new engine starts. The cause is in {log_file()}",
-            )
-            inbox.put_nowait(("end", error))
+            inbox.put_nowait(("lost", None))
+
+    def _death(self, when: str) -> EngineDiedError:
+        return EngineDiedError(
+            f"The engine of {self.spec.name!r} ended {when}.",
+            hint=f"Ask again: a new engine starts. The cause is in {log_file()}",
+        )
 
     def lost(self) -> None:
         """Note that the line is cut."""

@@ -17,7 +17,8 @@ import psutil
 
 from chancellor import progress
 from chancellor.catalog import ModelSpec
-from chancellor.engines.logs import LOG_VARIABLE, log_file, shortage_in
+from chancellor.engines.logs import LOG_VARIABLE, log_file
+from chancellor.engines.postmortem import PostMortem
 from chancellor.engines.pulse import Pulse
 from chancellor.engines.spawn import OWN_PROCESS, engine_spawning, environment, starting
 from chancellor.engines.vllm_apart_wire import Frames, Ready, receive
@@ -86,7 +87,7 @@ class FrontEnd:
 
     def _start(self) -> Started:
         progress.report("start", self._spec.name, "starting a process for vLLM")
-        logged, frames = log_file().stat().st_size, Frames()
+        postmortem, frames = PostMortem(), Frames()
         line, theirs = socket.socketpair()
         with self._processes.starting(), environment({LOG_VARIABLE: str(log_file())}), engine_spawning():
             try:
@@ -107,7 +108,7 @@ class FrontEnd:
                 code = self._end(_END_S if died else 0.0)
                 line.close()
                 if isinstance(error, EOFError):
-                    raise self.stillborn(code, logged) from None
+                    raise self.stillborn(code, postmortem) from None
                 raise
         line.setblocking(False)  # noqa: FBT003 - the standard library's signature
         return Started(line, frames, messages)
@@ -135,16 +136,16 @@ class FrontEnd:
                     self.ready = rest[0]
                     return messages[place + 1 :]
 
-    def stillborn(self, code: int | None, logged: int) -> EngineStartError:
+    def stillborn(self, code: int | None, postmortem: PostMortem) -> EngineStartError:
         """Return what is to be said of a process that ended before it was ready.
 
         Args:
             code: its exit code, None if it had to be killed.
-            logged: how long the log was before its start.
+            postmortem: made before its start.
         """
         if self._interrupted is not None:
             return EngineStartError(f"The start of {self._spec.name!r} was interrupted.")
-        if (shortage := shortage_in(log_file(), logged, f"exit code {code}")) is not None:
+        if (shortage := postmortem.shortage()) is not None:
             return OutOfMemoryError(f"There was not enough memory to start {self._spec.name!r}: {shortage}")
         how = "had to be killed" if code is None else f"ended with exit code {code}"
         return EngineStartError(

@@ -88,7 +88,7 @@ def test_a_gguf_header(tmp_path: Path) -> None:
 
 
 @given(cut=st.integers(130, 700))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_a_gguf_file_that_is_cut_short(tmp_path: Path, cut: int) -> None:
     path = gguf_file(tmp_path / f"{cut}.gguf", cut=cut)
     with pytest.raises(errors.BrokenCheckpointError):

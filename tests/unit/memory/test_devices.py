@@ -97,7 +97,7 @@ def test_a_group_out_of_sight_and_nonsense(tmp_path: Path) -> None:
 
 
 @given(text=st.text(max_size=200), mounts=st.text(max_size=200))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=100)
 def test_no_content_of_proc_breaks_it(tmp_path: Path, text: str, mounts: str) -> None:
     (tmp_path / "cgroup").write_text(text, encoding="utf-8", errors="replace")
     (tmp_path / "mountinfo").write_text(mounts, encoding="utf-8", errors="replace")

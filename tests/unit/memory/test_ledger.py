@@ -68,7 +68,9 @@ def test_others_of_its_kind_are_a_hint(tmp_path: Path) -> None:
 
 
 @given(measured=st.integers(0, 2**45), again=st.integers(0, 2**45))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=50, deadline=None
+)
 def test_no_measurement_makes_nonsense(tmp_path: Path, measured: int, again: int) -> None:
     ledger, entry = Ledger(tmp_path / "memory.json"), spec()
     ledger.record(entry, measured)

@@ -1,6 +1,6 @@
 import asyncio
 import pickle
-import time
+import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
@@ -53,21 +53,23 @@ def test_after_two_deaths_a_request_ends_with_its_text(pool: EnginePool) -> None
 
 
 def test_an_answer_that_has_begun_keeps_its_model(pool: EnginePool) -> None:
-    FaultyEngine.reset(Plan(deaths=[3], token_s=0.05))
-    stream = pool.generate(A, request(), WAYS)
-    next(stream)
+    FaultyEngine.reset(Plan(deaths=[3]))
+    pool.start(A)
     errors: list[ChancellorError] = [EngineStartError("No more.") for _ in range(5)]
     FaultyEngine.plan.start_errors = {"a/vllm/int8": errors}
     with pytest.raises(EngineDiedError, match="did not start again: No more") as caught:
-        list(stream)
+        list(pool.generate(A, request(), WAYS))
     assert caught.value.partial == text_of(range(3, 6))
     assert {spec.name for spec in FaultyEngine.starts} == {"a"}
 
 
 def test_who_leaves_during_a_restart_does_not_use_the_engine_for_ever() -> None:
+    left = threading.Event()
+
     class Slow(Desk):
         def free_mib(self, names: object = ()) -> float:
-            time.sleep(0.2)
+            if len(FaultyEngine.starts) == 2:
+                left.wait(30)
             return 1.0
 
     FaultyEngine.reset(Plan(deaths=[0]))
@@ -79,6 +81,7 @@ def test_who_leaves_during_a_restart_does_not_use_the_engine_for_ever() -> None:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+        left.set()
         await until(lambda: all(one.users == 0 and one.idle.is_set() for one in pool._residents.ready()))
 
     asyncio.run(scenario())

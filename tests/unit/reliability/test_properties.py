@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from chancellor import Catalog, FallbackOptions, ModelSpec, create_chancellor
 from chancellor.chat import ChatModels
-from chancellor.engines import EnginePool, GenerationRequest
+from chancellor.engines import EnginePool, GenerationRequest, room
 from chancellor.engines.ladder import Ladder, Rung, cause_of
 from chancellor.engines.resident import key_of
 from chancellor.engines.room import Room, fitted
@@ -97,6 +97,60 @@ def test_what_is_granted_fits(budget: int, free: int, taken: int, weights: int, 
         assert int(cache * 2**30) in (fit.kv_cache - 1, fit.kv_cache)
     if not taken:
         assert fit.possible == (fit.kv_cache is not None)
+
+
+UNIT = 64 * 2**20
+"""Bytes: what is left over of a GPU is some of these."""
+units = st.integers(0, 200)
+
+
+@st.composite
+def cards(draw: st.DrawFn) -> list[tuple[Device, int, int, int]]:
+    """Draw GPUs, and what of each engines of this pool take, will be free, and engines of other pools take."""
+    drawn = draw(st.lists(st.tuples(*[units] * 5), min_size=1, max_size=3))
+    return [
+        (Device(f"cuda:{index}", 400 * UNIT, free * UNIT, budget * UNIT), ours * UNIT, freed * UNIT, theirs * UNIT)
+        for index, (free, budget, ours, freed, theirs) in enumerate(drawn)
+    ]
+
+
+@settings(max_examples=400)
+@given(gpus=cards(), fixed=st.integers(0, 100), least=st.integers(1, 50), more=st.integers(0, 50))
+def test_what_is_granted_fits_on_each_gpu(gpus: Any, fixed: int, least: int, more: int) -> None:
+    class Fixed(Room):
+        def __init__(self) -> None:
+            pass
+
+        def _read(self) -> list[Device]:
+            return [card for card, *_ in gpus]
+
+    own = tuple(card.name for card, *_ in gpus)
+    need = Estimate(own, fixed * UNIT, (least + more) * UNIT, least * UNIT, activations=0, graphs=0, overhead=0)
+    ours, freed, theirs = ({card.name: one[place] for card, *one in gpus} for place in range(3))
+    fit = Fixed().fit(need, ours, freed, theirs)
+    left = [card.budget - ours[card.name] - theirs[card.name] for card, *_ in gpus]
+    free = [card.free + freed[card.name] for card, *_ in gpus]
+    most = min(*left, *free)
+    others = any(have < may for have, may in zip(free, left, strict=True))
+    if fit.kv_cache is None:
+        assert not fit.comfortable
+        assert need.least > most  # what is left over keeps nobody out
+    else:
+        assert need.kv_cache_least <= fit.kv_cache <= need.kv_cache
+        assert need.fixed + fit.kv_cache <= most
+        if others and fit.kv_cache > need.kv_cache_least:
+            assert need.fixed + fit.kv_cache <= most - room._SPARE
+        if not others:  # nothing is left over where nobody else is
+            assert fit.kv_cache == min(need.kv_cache, most - need.fixed)
+    assert fit.comfortable == (most >= need.enough)
+    assert fit.occupied == (most < need.enough <= min(left))
+    assert fit.never == any(card.budget < need.least for card, *_ in gpus)
+    rooms = (
+        (card.budget - theirs[card.name], have + ours[card.name]) for (card, *_), have in zip(gpus, free, strict=True)
+    )
+    assert fit.possible == (min(min(pair) for pair in rooms) >= need.least)
+    assert fit.share is not None
+    assert 0 < fit.share <= 1
 
 
 @given(options=options, causes=st.lists(st.sampled_from(CAUSES), min_size=60, max_size=60))

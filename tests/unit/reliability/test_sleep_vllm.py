@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -130,3 +131,33 @@ def test_without_the_mode_it_cannot_sleep() -> None:
     engine = VLLMEngine(spec())
     engine._llm = Asked(mode=False)
     assert not engine.can_sleep
+
+
+@pytest.mark.parametrize("moment", ["awake", "falling asleep", "asleep", "half awake", "awake again"])
+def test_one_that_sleeps_is_killed_and_not_asked_to_end(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    ends: list[str] = []
+    llm: Any = Asked(woken=moment != "half awake")
+    llm.output_handler, llm.shutdown = None, lambda **_: ends.append("asked")
+    engine = VLLMEngine(spec())
+    engine._llm = llm
+    monkeypatch.setattr(engine, "_fail", lambda _: None)
+    monkeypatch.setattr(engine._processes, "kill", lambda: ends.append("killed"))
+
+    async def never(level: int = 0) -> None:
+        await asyncio.Event().wait()
+
+    async def scenario() -> None:
+        if moment == "falling asleep":
+            llm.sleep = never
+            falling = asyncio.create_task(engine.sleep())
+            await asyncio.sleep(0)
+            falling.cancel()
+        elif moment != "awake":
+            await engine.sleep()
+        if "awake" in moment and moment != "awake":
+            with suppress(EngineDiedError):
+                await engine.wake()
+        await engine.close()
+
+    asyncio.run(scenario())
+    assert ends == (["asked"] if moment in ("awake", "awake again") else ["killed", "asked"])

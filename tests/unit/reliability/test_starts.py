@@ -90,8 +90,9 @@ def test_a_start_that_hangs_is_ended_and_holds_nobody_up(
 
 
 def test_a_start_that_computes_is_left_alone(started: EnginePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chancellor.engines.pulse._START_PATIENCE", 0.1)  # 3 s, for this machine may stand still
     monkeypatch.setattr(Started, "code", BUSY)
-    monkeypatch.setattr(Started, "seconds", 4.0)
+    monkeypatch.setattr(Started, "seconds", 6.0)
     assert whole(list(started.generate(A, request()))) == ANSWER
 
 
@@ -228,7 +229,7 @@ def test_who_joins_a_start_that_fails_knows_what_it_lost() -> None:
             return 5.0
 
     errors: list[ChancellorError] = [EngineStartError("x")]
-    FaultyEngine.reset(Plan(start_errors={"a/vllm/int8": errors}, start_s=0.3))
+    FaultyEngine.reset(Plan(start_errors={"a/vllm/int8": errors}, start_s=1.0))
     pool = EnginePool(FaultyEngine, room=Known(9))
 
     async def scenario() -> list[list[Delta]]:

@@ -1,18 +1,22 @@
 import asyncio
 import time
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from chancellor.engines import EnginePool
+from chancellor.engines import EnginePool, watch
 from chancellor.engines.pulse import Pulse
+from chancellor.engines.resident import Resident, key_of
 from chancellor.engines.vllm import VLLMEngine
 from chancellor.errors import (
     EngineStartError,
 )
-from tests.faulty import ANSWER, WAYS, A, B, FaultyEngine, Plan, answered, request, until, whole
+from tests.faulty import ANSWER, WAYS, A, B, Desk, FaultyEngine, Plan, answered, request, until, whole
+from tests.sleepy import dead_engine, resident
 
 
 def test_a_hanging_engine_is_ended_and_its_requests_go_on(pool: EnginePool) -> None:
@@ -111,3 +115,114 @@ def test_a_batch_that_nobody_streams_says_that_it_goes_on(monkeypatch: pytest.Mo
         now[0] += 1
         steps(torch.tensor([[1, 2]]), None)
     assert sent == [("beat",)] * 3
+
+
+@pytest.fixture
+def roomy(monkeypatch: pytest.MonkeyPatch) -> Iterator[EnginePool]:
+    """Room for two, and a watch that looks often and leaves a dead engine for nobody."""
+    monkeypatch.setattr(watch, "_LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(watch, "_DEAD_S", 0.0)
+    FaultyEngine.reset()
+    pool = EnginePool(FaultyEngine, room=Desk(6))
+    yield pool
+    pool.close()
+    FaultyEngine.reset()
+
+
+async def looks(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait until the watch has looked so many times."""
+    seen = []
+    look = watch.Watch._look_at
+
+    async def counted(self: watch.Watch, resident: Any, engine: Any) -> None:
+        await look(self, resident, engine)
+        seen.append(resident)
+
+    monkeypatch.setattr(watch.Watch, "_look_at", counted)
+    await until(lambda: len(seen) >= count)
+
+
+def test_one_that_dies_while_nobody_asks_is_ended(roomy: EnginePool) -> None:
+    closed: list[str] = []
+
+    class Closing(FaultyEngine):
+        async def close(self) -> None:
+            closed.append(self.spec.name)
+            await super().close()
+
+    roomy._residents._starts._factory = Closing
+    roomy.start(A)
+    roomy.start(B)
+
+    async def scenario() -> None:
+        gone = resident(roomy, A)
+        assert gone.takes
+        await dead_engine(roomy, A)
+        await until(lambda: roomy.state(A) == "stopped")
+        assert gone.engine is None
+
+    asyncio.run(scenario())
+    assert closed == ["a"]
+    assert roomy._residents._swap.taken(resident(roomy, B)) == Counter()
+    assert roomy.state(B) == "ready"
+    (death,) = roomy._residents._gate.breaker(key_of(A))._deaths  # as for any other
+    assert not death[1]
+    assert whole(list(roomy.generate(A, request()))) == ANSWER
+    assert len(roomy._residents._gate.breaker(key_of(A))._deaths) == 1
+
+
+def test_its_last_words_are_read(
+    roomy: EnginePool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Resident, "shortage", lambda _: "no memory left")
+    roomy.start(A)
+
+    async def scenario() -> None:
+        await dead_engine(roomy, A)
+        await until(lambda: roomy.state(A) == "stopped")
+
+    asyncio.run(scenario())
+    assert "The engine of 'a' has died: no memory left" in caplog.messages
+    (death,) = roomy._residents._gate.breaker(key_of(A))._deaths
+    assert death[1]
+
+
+def test_it_is_left_for_a_while_for_who_starts_it_again(roomy: EnginePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_DEAD_S", 600.0)
+    roomy.start(A)
+
+    async def scenario() -> None:
+        await dead_engine(roomy, A)
+        await looks(3, monkeypatch)
+        assert roomy.state(A) == "starting"  # which Ray's replicas look for
+        await roomy.astart(A)
+
+    asyncio.run(scenario())
+    assert roomy.state(A) == "ready"
+
+
+def test_one_that_is_still_asked_is_left_to_its_requests(roomy: EnginePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    roomy.start(A)
+
+    async def scenario() -> None:
+        one = resident(roomy, A)
+        one.enter()
+        await dead_engine(roomy, A)
+        await looks(3, monkeypatch)
+        assert roomy._residents._all[key_of(A)] is one
+        one.leave()
+        await until(lambda: roomy.state(A) == "stopped")
+
+    asyncio.run(scenario())
+
+
+def test_a_server_that_is_away_is_not_given_up(roomy: EnginePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    far = A.model_copy(update={"engine": A.engine.model_copy(update={"kind": "openai"})})
+    roomy.start(far)
+
+    async def scenario() -> None:
+        await dead_engine(roomy, far)
+        await looks(3, monkeypatch)
+
+    asyncio.run(scenario())
+    assert roomy.state(far) == "starting"
