@@ -31,7 +31,7 @@ from chancellor.engines.hardware import default_frontend
 from chancellor.engines.ladder import Ladder
 from chancellor.errors import EngineBusyError, GenerationTimeoutError
 from chancellor.fallbacks import FallbackOptions
-from chancellor.resources import ProcessTree
+from chancellor.resources import ProcessTree, give_back
 
 FAULTS = ("kill", "stop", "worker", "close")
 GUIDE = Guide("json_schema", {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]})
@@ -154,9 +154,10 @@ class Soak:
 
 
 def memory_mib() -> dict[str, float]:
-    own = psutil.Process()
+    own = psutil.Process().memory_full_info()
     return {
-        "program": round(own.memory_info().rss / 2**20, 1),
+        "program": round(own.rss / 2**20, 1),
+        "program_uss": round(own.uss / 2**20, 1),
         "program_and_engines": ProcessTree().memory_mib() or 0.0,
         "free_on_the_machine": round(psutil.virtual_memory().available / 2**20, 1),
         "shared": round(psutil.disk_usage("/dev/shm").used / 2**20, 1),
@@ -173,10 +174,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     soak = Soak(options)
+    before_starting = memory_mib()
     began = time.monotonic()
     asyncio.run(soak.run())
     after_load = memory_mib()
     soak.pool.close()
+    give_back()
     left = [one.pid for one in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(one.cmdline())]
     after = memory_mib()
     result: dict[str, Any] = {
@@ -190,7 +193,12 @@ def main() -> None:
         "faults": dict(soak.faults),
         "steps_of_requests": dict(soak.steps),
         "losses": soak.losses,
-        "memory_mib": {"engines_ready": soak.before, "after_the_load": after_load, "after_closing": after},
+        "memory_mib": {
+            "before_the_first_start": before_starting,
+            "engines_ready": soak.before,
+            "after_the_load": after_load,
+            "after_closing": after,
+        },
         "engine_processes_left": left,
     }
     if options.json:

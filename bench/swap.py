@@ -3,7 +3,9 @@
 python bench/swap.py --config bench/catalogs/h100.toml --models int8,bf16 --turns 20 --kv-cache-gib 32 --json FILE
 
 A turn needs a start, a wake, or nothing. Each model's text has to be that of its first turn, and the device's memory
-what it was when the same model had answered in the same situation before. --no-sleep has engines stopped instead of put
+what it was when the same model had answered in the same situation before. What this program and the machine have is
+noted before the first start, before the end, and after it, when the engines are gone and the program has given back
+what it could. --no-sleep has engines stopped instead of put
 to sleep; --memory-share makes it tight on a machine where all of them would fit.
 """
 
@@ -16,10 +18,13 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import psutil
+
 from chancellor.catalog import Catalog, ModelSpec
 from chancellor.engines import EnginePool, GenerationRequest
 from chancellor.engines.room import Room
 from chancellor.memory import Device, devices, host_free
+from chancellor.resources import give_back
 
 GIB = 2**30
 QUESTION = [{"role": "user", "content": "What is two plus two?"}]
@@ -39,6 +44,22 @@ class Turn(NamedTuple):
     """On the first device."""
     host_gib: float
     text: str
+
+
+def memory_gib() -> dict[str, float]:
+    """Return what this program has for itself, and what the machine and its first device have left."""
+    own, machine = psutil.Process().memory_full_info(), psutil.virtual_memory()
+    return {
+        name: round(size / GIB, 3)
+        for name, size in {
+            "program_rss": own.rss,
+            "program_uss": own.uss,
+            "free_on_the_device": devices()[0].free,
+            "free_on_the_machine": machine.available,
+            "file_cache": machine.cached,
+            "shared": machine.shared,
+        }.items()
+    }
 
 
 def configured(spec: ModelSpec, *, sleeps: bool, kv_cache_gib: float | None) -> ModelSpec:
@@ -108,8 +129,8 @@ def main() -> None:
     pool = EnginePool(room=Room(read=read))
     turns: list[Turn] = []
     found: dict[str, Any] = {}
-    before = devices()[0]
-    print(f"{before.name}: {before.free / GIB:.1f} GiB free; host: {host_free() / GIB:.1f} GiB")
+    memory = {"before_the_first_start": memory_gib()}
+    print(f"{devices()[0].name}: {devices()[0].free / GIB:.1f} GiB free; host: {host_free() / GIB:.1f} GiB")
     try:
         for number in range(options.turns):
             turns.append(turn := ask(pool, specs, number))
@@ -120,9 +141,14 @@ def main() -> None:
                 flush=True,
             )
     finally:
+        memory["before_closing"] = memory_gib()
         found = {"arguments": sys.argv[1:], **summary(turns, pool.swaps())}
         pool.close()
-        found["left_behind_gib"] = round((before.free - devices()[0].free) / GIB, 3)
+        give_back()
+        memory["after_the_end"] = memory_gib()
+        freed = [memory[when]["free_on_the_device"] for when in ("before_the_first_start", "after_the_end")]
+        found["left_behind_gib"] = round(freed[0] - freed[1], 3)
+        found["memory_gib"] = memory
         if options.json:
             found["each"] = [turn._asdict() for turn in turns]
             options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -42,10 +42,12 @@ def test_the_answers_are_those_of_an_engine_in_a_thread(model: Path) -> None:
 
         apart = {name: answer("process", name) for name in asked}
         found["light"] = [name for name in ("torch", "vllm", "transformers") if name in sys.modules]
+        settle("thread")
         engine = asyncio.run(pool.aengine(spec("tiny", model.source, frontend="process")))
         found["facts"], found["inner"] = engine.facts(), engine.inner() is None
         found["words"] = engine.tokenizer().decode([5, 6, 7])
         found["same"] = {name: apart[name] == answer("thread", name) for name in asked}
+        model = spec("tiny", model.source, frontend="process")
         """,
         model,
     )
@@ -62,7 +64,8 @@ def test_requests_outlive_either_process(model: Path) -> None:
         model = spec("tiny", model.source, frontend="process")
 
         async def one(number):
-            asked = request(f"Question {number}, please.", stream=number % 4 != 0, max_tokens=150)
+            # Of none of these answers is a token nearly as likely as another, which a batch of another size may prefer.
+            asked = request(f"What is {number} plus two?", stream=number % 4 != 3, max_tokens=300)
             deltas = [delta async for delta in pool.agenerate(model, asked)]
             tokens = sum(len(delta.token_ids) for delta in deltas)
             text = "".join(delta.text for delta in deltas)
@@ -96,7 +99,7 @@ def test_requests_outlive_either_process(model: Path) -> None:
     )
     for fault in ("SIGKILL 0", "SIGKILL -1", "SIGSTOP 0", "SIGSTOP -1"):
         seen = found[fault]
-        assert (seen["same"], seen["tokens"], seen["steps"]) == (32, [150], ["restart"]), fault
+        assert (seen["same"], seen["tokens"], seen["steps"]) == (32, [300], ["restart"]), fault
     assert found["next"]
 
 
@@ -124,7 +127,7 @@ def test_callers_who_leave_free_their_cache(model: Path) -> None:
                 await one(0)  # figures come with steps
             found["answered"] = sum(isinstance(one, list) and one[-1].output_tokens == 60 for one in answers)
             found["errors"] = sorted({type(one).__name__ for one in answers if not isinstance(one, list)})
-            found["left"] = len(engine._inboxes)
+            found["kept"] = [len(engine._inboxes), engine.stats().running, engine.stats().kv_cache_usage]
 
         asyncio.run(main())
         """,
@@ -132,18 +135,17 @@ def test_callers_who_leave_free_their_cache(model: Path) -> None:
     )
     assert found["answered"] >= 100
     assert found["errors"] in ([], ["CancelledError"])
-    assert found["left"] == []  # what `run` finds: no process
+    assert found["kept"] == [0, 0, 0]
 
 
-@pytest.mark.parametrize("which", [0, 1])
-def test_a_start_that_hangs_is_ended(model: Path, which: int) -> None:
+@pytest.mark.parametrize(("when", "which"), [(1, 0), (2, 0), (2, 1)], ids=["early", "front-end", "core"])
+def test_a_start_that_hangs_is_ended(model: Path, when: int, which: int) -> None:
     found = run(
         f"""
         def stop():
-            while len(started := engines()) <= {which}:
-                time.sleep(0.05)
-            started[{which}].suspend()
+            started({when})[{which}].suspend()
 
+        settle("transformers")
         model = spec("tiny", model.source, frontend="process")
         threading.Thread(target=stop).start()
         deltas = list(pool.generate(model, request(max_tokens=5), Ladder(FallbackOptions())))
@@ -163,6 +165,8 @@ def test_errors_are_those_of_an_engine_in_a_thread(model: Path, tmp_path: Path) 
     (broken / "model.safetensors").write_bytes(b"\xff" * 64)
     found = run(
         f"""
+        settle("thread")
+
         def failure(where, source, **options):
             try:
                 list(pool.generate(spec("tiny", source, frontend=where), request(**options)))
@@ -188,8 +192,7 @@ def test_errors_are_those_of_an_engine_in_a_thread(model: Path, tmp_path: Path) 
         model = spec("tiny", model.source, frontend="process")
         starting = threading.Thread(target=lambda: found.update(interrupted=failure("process", model.source)))
         starting.start()
-        while len(engines()) < 2:
-            time.sleep(0.05)
+        started(2)
         began = time.monotonic()
         pool.close()
         starting.join()
@@ -203,7 +206,7 @@ def test_errors_are_those_of_an_engine_in_a_thread(model: Path, tmp_path: Path) 
         assert apart[0] == here[0], (name, apart, here)
     assert found["closed"][0] == "EngineDiedError"
     assert found["interrupted"] is not None
-    assert found["seconds"] < 15
+    assert found["seconds"] < 30
 
 
 def test_a_killed_parent_leaves_no_orphan(model: Path) -> None:
@@ -219,7 +222,7 @@ def test_a_killed_parent_leaves_no_orphan(model: Path) -> None:
         assert len(children) >= 3
         alive = [psutil.Process(pid) for pid in children]
         process.kill()
-    _, left = psutil.wait_procs(alive, timeout=30)
+    _, left = psutil.wait_procs(alive, timeout=60)
     assert left == []
 
 

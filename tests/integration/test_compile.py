@@ -17,6 +17,7 @@ def test_compiled_engines_answer_as_others_do_and_start_warm(tmp_path: Path) -> 
         """
         from pathlib import Path
 
+        settle("thread")
         cache = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
         for eager in (True, False, False):
             model = spec("tiny", model.source, enforce_eager=eager, quantize_lm_head=True, dtype="float32")
@@ -28,6 +29,7 @@ def test_compiled_engines_answer_as_others_do_and_start_warm(tmp_path: Path) -> 
             found.setdefault("compiled", []).append(len(list(cache.rglob("*.so"))))
         """,
         make_model(tmp_path / "model"),
+        again=False,
         TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "inductor"),
     )
     eager, cold, warm = found["tokens"]

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.engine
 def test_a_long_queue_for_a_stopped_process_holds_nobody_up(tmp_path: Path) -> None:
     found = run(
         """
+        settle("transformers")
         model = spec("tiny", model.source, kind="transformers")
         other = spec("other", model.source, kind="transformers", max_queue=999)
 
