@@ -19,6 +19,8 @@ class FakeEngine(Engine):
     requests: ClassVar[list[GenerationRequest]] = []
     fail_starts: ClassVar[int] = 0
     start_s: ClassVar[float] = 0.0
+    held: ClassVar[bool] = False
+    """Starts take until this is over."""
     delta_s: ClassVar[float] = 0.0
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -29,7 +31,7 @@ class FakeEngine(Engine):
     def reset(cls) -> None:
         for calls in (cls.started, cls.aborted, cls.closed, cls.requests):
             calls.clear()
-        cls.fail_starts, cls.start_s, cls.delta_s = 0, 0.0, 0.0
+        cls.fail_starts, cls.start_s, cls.delta_s, cls.held = 0, 0.0, 0.0, False
 
     @property
     def quantization(self) -> str | None:
@@ -37,6 +39,8 @@ class FakeEngine(Engine):
 
     async def start(self) -> None:
         await asyncio.sleep(self.start_s)
+        while FakeEngine.held:  # noqa: ASYNC110 - it is set in another thread
+            await asyncio.sleep(0.005)
         if FakeEngine.fail_starts > 0:
             FakeEngine.fail_starts -= 1
             raise EngineStartError("The fake did not start.")

@@ -182,7 +182,7 @@ async def answered(pool: EnginePool, spec: ModelSpec, **options: Any) -> str:
 
 
 async def until(condition: Any) -> None:
-    for _ in range(500):
+    for _ in range(3000):  # far more than it takes, but on a machine that stands still
         if condition():
             return
         await asyncio.sleep(0.01)

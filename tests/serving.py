@@ -165,7 +165,7 @@ def read_to_end(connection: socket.socket) -> bytes:
     return got
 
 
-def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
     """Wait for what is to become true in other threads."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -32,6 +32,8 @@ class Sleepy(FaultyEngine):
     rest: ClassVar[float] = 1.5
     slow_s: ClassVar[float] = 0.0
     """How long falling asleep, and waking, take."""
+    held: ClassVar[str] = ""
+    """Which of these, as the log has it, takes until this is another."""
     able: ClassVar[bool] = True
     wrong: ClassVar[list[str]] = []
     """What must not be asked of an engine, but was: whoever asks takes the error for a fault of the engine."""
@@ -45,7 +47,7 @@ class Sleepy(FaultyEngine):
         cls.log.clear()
         cls.faults.clear()
         cls.wrong.clear()
-        cls.rest, cls.slow_s, cls.able = 1.5, 0.0, True
+        cls.rest, cls.slow_s, cls.held, cls.able = 1.5, 0.0, "", True
 
     @property
     def can_sleep(self) -> bool:
@@ -78,6 +80,8 @@ class Sleepy(FaultyEngine):
     async def _do(self, what: str) -> None:
         self.log.append(f"{what} {self.spec.name}")
         await asyncio.sleep(self.slow_s)
+        while Sleepy.held == f"{what} {self.spec.name}":  # noqa: ASYNC110 - it is set in another thread
+            await asyncio.sleep(0.005)
         if f"{what} fails" in self.faults:
             raise RuntimeError("No.")
         if f"{what} dies" in self.faults:

@@ -15,7 +15,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from tests.integration.studio import free_port
+from tests.integration.ports import free_port
 
 LIMIT_S = 400.0
 _ENGINES, _ROUTER = "ray::ServeReplica:default:Engines", "ray::ServeReplica:default:Router"
@@ -67,7 +67,7 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         left = self.below()
         self.process.send_signal(signal.SIGTERM)
-        alive = psutil.wait_procs([self._tree, *left], timeout=60)[1]
+        alive = psutil.wait_procs([self._tree, *left], timeout=120)[1]
         for process in alive:
             process.kill()
         self.process.wait(timeout=60)
@@ -93,7 +93,7 @@ class Cluster:
 
     def replicas(self) -> dict[int, psutil.Process]:
         """Return the processes with engines, by their ids."""
-        return {one.pid: one for one in self.below() if _title(one).startswith(_ENGINES)}
+        return {one.pid: one for one in self.below() if title(one).startswith(_ENGINES)}
 
     def running(self) -> dict[str, float]:
         """Return how many requests each replica has under way, as the endpoint's metrics say."""
@@ -134,7 +134,8 @@ class Cluster:
         self.process.stdin.flush()
 
 
-def _title(process: psutil.Process) -> str:
+def title(process: psutil.Process) -> str:
+    """Return how a process is called; "" if it has just ended."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:

@@ -110,7 +110,7 @@ class Served:
                 process.kill()
             raise AssertionError(f"It did not end.\n{self.errors()}") from None
         self._reader.join(10)
-        _, self.left = psutil.wait_procs(below, timeout=10)
+        _, self.left = psutil.wait_procs(below, timeout=30)
         assert self.left == []
         return code
 

@@ -91,7 +91,7 @@ class Studio:
         """Press Ctrl-C: a terminal sends it to the whole group."""
         self.client.close()
         os.killpg(self.process.pid, signal.SIGINT)
-        self.process.wait(timeout=60)
+        self.process.wait(timeout=120)
 
     def check(self) -> None:
         """See that no code of ours blocked the server's event loop, and that nothing left this machine."""

@@ -17,7 +17,7 @@ def doctor(*arguments: str) -> tuple[int, dict[str, Any]]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=180,
+        timeout=400,
     )
     assert "Traceback" not in made.stderr
     return made.returncode, json.loads(made.stdout)  # nothing else is on stdout

@@ -190,7 +190,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 400
         while not answers(f"http://127.0.0.1:{port}/health"):
             assert process.poll() is None, log.read_text(encoding="utf-8", errors="replace")[-3000:]
             assert time.monotonic() < deadline, log.read_text(encoding="utf-8", errors="replace")[-3000:]

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from chancellor.engines import EnginePool, GenerationRequest
 from chancellor.engines.hardware import default_dtype
 from chancellor.engines.vllm_args import process_environment
 from chancellor.quantization import SCHEMES, prepare, quantize
+from tests.integration.ports import free_port
 from tests.tiny import make_model
 
 pytestmark = pytest.mark.engine
@@ -152,9 +152,7 @@ def test_a_server_of_vllm_that_knows_nothing_of_us(catalog: Catalog) -> None:
     """`vllm serve CHECKPOINT`: the plug-in is found by its entry point."""
     dtype = default_dtype()  # with AMX, bfloat16 has a kernel of its own
     folder = prepare(catalog["smollm2-135m-int8"], dtype).folder
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--dtype", dtype, "--max-model-len", "512", "--enforce-eager"]
     command += ["--host", "127.0.0.1", "--served-model-name", "smol"]
@@ -171,7 +169,7 @@ def test_a_server_of_vllm_that_knows_nothing_of_us(catalog: Catalog) -> None:
     )
     try:
         question = {"model": "smol", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8}
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 400
         while True:
             assert server.poll() is None, server.communicate()[0][-3000:]
             assert time.monotonic() < deadline
@@ -183,5 +181,5 @@ def test_a_server_of_vllm_that_knows_nothing_of_us(catalog: Catalog) -> None:
         assert answer.json()["choices"][0]["message"]["content"]
     finally:
         os.killpg(server.pid, signal.SIGTERM)
-        output = server.communicate(timeout=60)[0]
+        output = server.communicate(timeout=120)[0]
     assert "Selected CPUInt8ScaledMMLinearKernel for torchao int8" in output

@@ -18,7 +18,7 @@ import yaml  # type: ignore[import-untyped]
 from chancellor.engines import EnginePool
 from chancellor.server import ServeOptions, create_app
 from tests.fakes import FakeEngine
-from tests.integration.ray_cluster import Cluster
+from tests.integration.ray_cluster import Cluster, title
 
 APP = "chancellor.server.ray_app"
 CATALOG = """
@@ -27,7 +27,7 @@ name = "light"
 source = "shape:nano"
 tier = "light"
 trinity = 96.5
-engine = { dtype = "float32", kv_cache_gib = 0.25, max_model_len = 512 }
+engine = { dtype = "float32", kv_cache_gib = 0.25, max_model_len = 2048 }
 
 [[models]]
 name = "strong"
@@ -79,7 +79,7 @@ def built(catalog: Path, **options: str) -> dict[str, dict[str, Any]]:
         text=True,
         check=False,
         env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "CHANCELLOR_RAY_CATALOG": str(catalog), **variables},
-        timeout=120,
+        timeout=300,
     )
     assert made.returncode == 0, made.stderr
     (application,) = yaml.safe_load(path.read_text(encoding="utf-8"))["applications"]
@@ -114,7 +114,7 @@ async def test_the_choice_is_that_of_the_endpoint_itself(cluster: Cluster, catal
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://localhost") as direct,
-        httpx.AsyncClient(base_url=cluster.url, timeout=100) as through_ray,
+        httpx.AsyncClient(base_url=cluster.url, timeout=300) as through_ray,
     ):
         models = set()
         for question in QUESTIONS:
@@ -182,7 +182,8 @@ class Load:
 
     async def _caller(self, number: int) -> None:
         while not self.over:
-            await (self.streamed(number) if number % 2 else self.plain())
+            # Neighbours are alike: the router deals them out in turn, and each replica is to have both kinds.
+            await (self.streamed(number) if number // 2 % 2 else self.plain())
 
     async def run(self) -> None:
         async with self._client:
@@ -196,7 +197,7 @@ async def test_a_replica_that_is_killed_loses_nothing_that_had_not_begun(cluster
     assert all(one.environ()["CHANCELLOR_MEMORY_SHARE"] == "0.4000" for one in before.values())
     victim = next(iter(before.values()))
     orphans = victim.children(recursive=True)
-    assert any("EngineCore" in " ".join(one.cmdline()) for one in orphans)
+    assert any("EngineCore" in title(one) for one in orphans)
     load = Load(cluster.url)
     running = asyncio.create_task(load.run())
 
@@ -206,7 +207,8 @@ async def test_a_replica_that_is_killed_loses_nothing_that_had_not_begun(cluster
             await asyncio.sleep(0.05)
 
     await wait_for(CLIENTS)
-    assert all(await asyncio.to_thread(lambda: cluster.running().values()))  # each has something to lose
+    # Each has something to lose; in between, one may have answered all that it had.
+    await asyncio.to_thread(cluster.wait_until, lambda: all(cluster.running().values()))
     while len(load.flowing) < CLIENTS // 2 - 1:  # streams, too
         assert not running.done()
         await asyncio.sleep(0.01)
@@ -222,7 +224,7 @@ async def test_a_replica_that_is_killed_loses_nothing_that_had_not_begun(cluster
     assert all(error["code"] == "replica_died" for error in load.broken)
     assert len(load.broken) <= CLIENTS / 2
     assert "it had not begun to answer is asked again" in cluster.output()
-    assert psutil.wait_procs(orphans, timeout=30)[1] == []
+    assert psutil.wait_procs(orphans, timeout=60)[1] == []
     answered = cluster.samples("chancellor_http_requests_total")
     answering = {one.labels["replica"] for one in answered if "replica" in one.labels and one.value}
     assert answering == set(cluster.running())  # the new one, too
@@ -233,12 +235,12 @@ async def test_a_replica_that_is_killed_loses_nothing_that_had_not_begun(cluster
 def test_an_engine_that_dies_is_started_again_in_its_replica(cluster: Cluster) -> None:
     before = cluster.ready(2).replicas()
     replica = next(iter(before.values()))
-    (engine,) = (one for one in replica.children() if "EngineCore" in " ".join(one.cmdline()))
+    (engine,) = (one for one in replica.children() if "EngineCore" in title(one))
     engine.kill()
     psutil.wait_procs([engine], timeout=30)
 
     def mended() -> bool:  # nobody asks: Ray's look at the replica's health has it started
-        return any("EngineCore" in " ".join(one.cmdline()) for one in replica.children())
+        return any("EngineCore" in title(one) for one in replica.children())
 
     cluster.wait_until(mended)
     assert set(cluster.replicas()) == set(before)
@@ -253,11 +255,11 @@ def test_a_caller_who_hangs_up_frees_the_engine(cluster: Cluster) -> None:
         return sum(one.value for one in found if one.labels["outcome"] == "cancelled")
 
     before = cancelled()
-    asked = ask("Why is the sky blue?", stream=True, ignore_eos=True) | {"max_tokens": 400}
+    asked = ask("Why is the sky blue?", stream=True, ignore_eos=True) | {"max_tokens": 1500}
     with cluster.client.stream("POST", "/v1/chat/completions", json=asked) as response:
         next(response.iter_lines())
-    cluster.wait_until(lambda: cancelled() == before + 1, 30)
-    cluster.wait_until(lambda: not any(cluster.running().values()), 30)
+    cluster.wait_until(lambda: cancelled() == before + 1, 60)
+    cluster.wait_until(lambda: not any(cluster.running().values()), 60)
 
 
 @pytest.mark.engine
@@ -270,6 +272,6 @@ def test_what_is_under_way_is_answered_before_the_end(cluster: Cluster) -> None:
         next(lines)
         cluster.delete()
         assert [line for line in lines if line][-1] == "data: [DONE]"
-    cluster.wait_until(lambda: "deleted" in cluster.output(), 60)
-    assert psutil.wait_procs(processes, timeout=30)[1] == []
+    cluster.wait_until(lambda: "deleted" in cluster.output(), 120)
+    assert psutil.wait_procs(processes, timeout=60)[1] == []
     assert cluster.client.post("/v1/chat/completions", json=asked).status_code == 404

@@ -119,4 +119,4 @@ def test_the_log_of_a_router_has_what_it_refuses(cluster: Cluster) -> None:
     response = cluster.client.post("/v1/completions", content=b"x" * (5 * 2**20))
     assert response.status_code == 413
     assert response.headers.get_list("x-request-id", split_commas=True)[1:] == []
-    cluster.wait_until(lambda: '"status": 413' in cluster.output(), 30)
+    cluster.wait_until(lambda: '"status": 413' in cluster.output(), 60)

@@ -18,7 +18,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
         program = "\n\n".join(blocks("python")).replace("http://127.0.0.1:8000", server.url)
         script.write_text(program, encoding="utf-8")
         made = subprocess.run(
-            [sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=500, cwd=tmp_path
+            [sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=900, cwd=tmp_path
         )
     assert made.returncode == 0, made.stderr
     printed = made.stdout.splitlines()

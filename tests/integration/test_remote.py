@@ -28,10 +28,11 @@ from chancellor.errors import (
     InvalidInputError,
     PromptTooLongError,
 )
+from tests.tiny import make_model
 
 pytestmark = pytest.mark.engine
 
-CONTEXT = 512
+CONTEXT = 4096  # so that an answer that fills it takes long: some callers leave in the middle
 SCHEMA = {
     "type": "object",
     "properties": {"color": {"enum": ["red", "green"]}, "big": {"type": "boolean"}},
@@ -44,11 +45,11 @@ TOOL = {"type": "function", "function": {"name": "paint", "description": "Paints
 class VLLMServer:
     """`vllm serve`, which can be killed and started again on its port."""
 
-    def __init__(self, folder: Path, log: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self._folder, self._log = folder, log
+        self._folder, self._log = make_model(folder / "model", context=CONTEXT), folder / "log"
         self.processes: list[psutil.Process] = []
 
     def start(self) -> None:
@@ -77,7 +78,7 @@ class VLLMServer:
         return False
 
     def metric(self, name: str) -> float:
-        told = httpx.get(f"http://127.0.0.1:{self.port}/metrics").text.splitlines()
+        told = httpx.get(f"http://127.0.0.1:{self.port}/metrics", timeout=60).text.splitlines()
         return sum(float(line.split()[-1]) for line in told if line.startswith(f"vllm:{name}{{"))
 
     def kill(self) -> None:
@@ -90,12 +91,13 @@ class VLLMServer:
     def stop_engine(self) -> None:
         """Let its engine stand still, so that it takes requests and makes no token."""
         for process in self.processes[1:]:
-            process.send_signal(signal.SIGSTOP)
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGSTOP)
 
 
 @pytest.fixture(scope="module")
-def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMServer]:
-    server = VLLMServer(tiny_model, tmp_path_factory.mktemp("server") / "log")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMServer]:
+    server = VLLMServer(tmp_path_factory.mktemp("server"))
     try:
         server.start()
         yield server
@@ -138,7 +140,7 @@ def test_plain_and_streamed(pool: EnginePool, spec: ModelSpec) -> None:
         assert last.input_tokens > 5
         assert last.inference_time_s
     assert streamed[-1].time_to_first_token_s
-    assert len(streamed) > 1
+    assert len(list(pool.generate(spec, ask(max_tokens=1000)))) > 1  # of twelve, all may come joined
     assert pool.stats()["far"].running == 0
 
 
@@ -232,11 +234,10 @@ def test_leaving_frees_the_server(pool: EnginePool, spec: ModelSpec, server: VLL
     next(deltas)
     deltas.close()
     deadline = time.monotonic() + 60
-    while server.metric("num_requests_running") > 0:
+    while server.metric("num_requests_running") > 0 or pool.stats()["far"].running > 0:
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert server.metric("generation_tokens_total") - before < wanted
-    assert pool.stats()["far"].running == 0
 
 
 async def test_killed(pool: EnginePool, spec: ModelSpec, server: VLLMServer) -> None:

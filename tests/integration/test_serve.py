@@ -101,7 +101,9 @@ def test_a_stream_and_the_async_client(client: openai.OpenAI, server: Served) ->
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == whole
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens > 3
-    assert len(chunks) > 4
+    # On a busy machine some tokens come joined, but not nearly all of so many.
+    longer: Any = {**GREEDY, "max_tokens": 120, "extra_body": {"ignore_eos": True}}
+    assert len(list(client.chat.completions.create(messages=SUM, stream=True, **longer))) > 4
 
     async def both() -> tuple[str | None, str]:
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as asking:
@@ -160,7 +162,7 @@ def test_log_probabilities_several_answers_and_stop_texts(client: openai.OpenAI)
     assert choice.logprobs is not None
     assert choice.logprobs.content is not None
     assert "".join(one.token for one in choice.logprobs.content).startswith(choice.message.content or "?")
-    assert all(3 <= len(one.top_logprobs) <= 4 and one.logprob <= 0 for one in choice.logprobs.content)
+    assert all(len(one.top_logprobs) == 3 and one.logprob <= 0 for one in choice.logprobs.content)
     several = client.chat.completions.create(messages=SUM, model=INT8, n=3, temperature=1, max_tokens=16, seed=5)
     assert [one.index for one in several.choices] == [0, 1, 2]
     assert len({one.message.content for one in several.choices}) > 1
@@ -261,11 +263,13 @@ def test_five_hundred_callers_of_whom_a_third_hangs_up_and_five_hundred_more(
         assert crowd.statuses == {200}
         wait_until(idle, 60)
         wait_until(lambda: process.num_fds() <= files + 10, 60)
+        # But for this very look, which finds what has ended counted.
+        wait_until(lambda: server.metric("chancellor_http_requests_running") == {"": 1.0}, 60)
         early, late = ended("cancelled", "499") - before[0], ended("cancelled", "200") - before[1]
-        assert 115 < early <= 125  # but for those whose first token was sooner than their hanging up
+        # But for those of the 42 streams whose first token was sooner than their hanging up; whole answers never are.
+        assert 83 < early <= 125
         assert 125 < early + late <= 167  # but for those whose answer was ready in one piece
         assert ended("error", "200") == before[2]
-        assert server.metric("chancellor_http_requests_running") == {"": 1.0}  # this very look
         memory.append(process.memory_info().rss)
     assert memory[1] < memory[0] + 60 * 2**20
     assert "4" in (client.chat.completions.create(messages=SUM, **GREEDY).choices[0].message.content or "")
@@ -289,7 +293,7 @@ def test_sigterm_lets_streams_finish(server: Served) -> None:
     found = asyncio.run(streams(server.url, body, lambda: os.kill(server.process.pid, signal.SIGTERM)))
     assert [chunks[-1] for chunks in found] == ["[DONE]"] * len(found)
     assert server.process.wait(60) == 0, server.errors()
-    _, left = psutil.wait_procs(below, timeout=10)
+    _, left = psutil.wait_procs(below, timeout=30)
     assert left == []
     assert not any("Traceback" in line for line in server.lines), server.errors()
     answers = [line for line in server.logged() if line.get("method") == "POST"]

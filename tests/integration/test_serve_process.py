@@ -139,7 +139,7 @@ def test_an_engine_that_does_not_start_ends_it(tmp_path: Path, environment: dict
 def test_a_signal_while_its_engine_starts(arguments: list[str], environment: dict[str, str]) -> None:
     with Served(*arguments, "--preload", "tiny", **environment) as server:
         assert httpx.get(f"{server.url}/ready", timeout=60).json()["status"] == "starting"
-        wait_until(server.children, 60)
+        wait_until(server.children, 180)
         assert server.end(signal.SIGTERM) == 0
     assert not any("Ready" in line for line in server.lines)
     assert not any("Traceback" in line for line in server.lines), server.errors()

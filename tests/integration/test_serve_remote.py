@@ -26,8 +26,8 @@ LONG: dict[str, Any] = {"messages": SUM, "temperature": 0, "max_tokens": CONTEXT
 
 
 @pytest.fixture(scope="module")
-def upstream(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMServer]:
-    server = VLLMServer(tiny_model, tmp_path_factory.mktemp("upstream") / "log")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VLLMServer]:
+    server = VLLMServer(tmp_path_factory.mktemp("upstream"))
     try:
         server.start()
         yield server
@@ -79,7 +79,9 @@ def test_a_stream(client: openai.OpenAI) -> None:
     assert text == whole.choices[0].message.content
     assert {chunk.model for chunk in chunks} == {"far"}
     assert chunks[-1].usage.completion_tokens == 12
-    assert len(chunks) > 4
+    # On a busy machine some tokens come joined, but not nearly all of so many.
+    longer: Any = {**GREEDY, "max_tokens": 1000}
+    assert len(list(client.chat.completions.create(model="far", messages=SUM, stream=True, **longer))) > 4
 
 
 def test_two_answers_have_two_seeds(client: openai.OpenAI) -> None:
@@ -165,7 +167,7 @@ def test_an_upstream_that_is_killed(server: Served, upstream: VLLMServer) -> Non
         assert told["model"] == "here"
         assert told["chancellor"]["decision"]["model"] == "far"
         assert [step["step"] for step in told["chancellor"]["metrics"]["fallbacks"]][-1] == "other_model"
-    ready = httpx.get(f"{server.url}/ready")
+    ready = httpx.get(f"{server.url}/ready", timeout=60)
     assert str(upstream.port) not in ready.text
 
 

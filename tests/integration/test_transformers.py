@@ -1,6 +1,7 @@
 """Plain transformers, in a process of its own: the same requests as to vLLM."""
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +112,11 @@ def test_the_stop_texts_of_raw_completion_do_not_cut_guided_answers(own_pool: En
     assert model.invoke("hi", structured_outputs=guide).text == "a###b\n\nc"
     assert "".join(chunk.text for chunk in model.stream("hi", structured_outputs=guide)) == "a###b\n\nc"
     assert model.invoke("hi", structured_outputs=guide, stop=["##"]).text == "a"
+    secret = {"type": "string", "format": "password", "maxLength": 3}
+    assert len(json.loads(model.invoke("hi", structured_outputs={"json": secret}).text)) <= 3
+    for keyword, value in (("uniqueItems", True), ("multipleOf", 5)):
+        with pytest.raises(errors.InvalidInputError, match=keyword):
+            model.invoke("hi", structured_outputs={"json": {"type": "object", "properties": {"a": {keyword: value}}}})
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -1,13 +1,18 @@
-"""Fixtures of the endpoint's tests."""
+"""Fixtures of the endpoint's tests, and how all tests here draw their examples."""
 
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
 import pytest_asyncio
+from hypothesis import HealthCheck, settings
 
 from chancellor.engines import EnginePool
 from tests.serving import Server, app_of, client_of, pooled
+
+# A machine that stands still for a moment makes no test wrong, and each run draws the same examples.
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from chancellor import errors
-from chancellor.engines import Delta, GenerationRequest, Guide
+from chancellor.engines import Delta, GenerationRequest, Guide, ToolCallPiece
 from chancellor.engines.answers import plan_of
-from chancellor.engines.answers.calls import CLOSE, OPEN, TaggedCalls, as_text
+from chancellor.engines.answers.calls import CLOSE, OPEN, FirstCall, TaggedCalls, as_text
 from chancellor.engines.answers.schemas import bounded, tight
 
 ADD = {
@@ -138,6 +138,10 @@ def test_what_binds_the_answer() -> None:
     assert (auto["type"], auto["triggers"], len(auto["tags"])) == ("triggered_tags", [OPEN], 2)
     forced = tag(plan_of(request(tools=both, tool_choice="required"), Tokenizer()).guide)
     assert (forced["at_least_one"], forced["stop_after_first"], len(forced["tags"])) == (True, True, 2)
+    assert auto["stop_after_first"] is False
+    assert tag(plan_of(request(tools=both, parallel_tool_calls=True), KNOWS).guide)["stop_after_first"] is False
+    single = tag(plan_of(request(tools=both, single_tool_call=True), Tokenizer()).guide)
+    assert single["stop_after_first"] is True
     several = tag(plan_of(request(tools=both, tool_choice="required", parallel_tool_calls=True), KNOWS).guide)
     assert several["stop_after_first"] is False
     named = tag(plan_of(request(tools=both, tool_choice="now"), Tokenizer()).guide)
@@ -145,6 +149,28 @@ def test_what_binds_the_answer() -> None:
     schema = Guide("json_schema", {"type": "object", "properties": {"n": {"type": "integer"}}})
     either = tag(plan_of(request(tools=both, guide=schema), Tokenizer()).guide)
     assert [one["type"] for one in either["elements"]] == ["json_schema", "tags_with_separator"]
+    assert either["elements"][1]["stop_after_first"] is False
+    either = tag(plan_of(request(tools=both, guide=schema, single_tool_call=True), Tokenizer()).guide)
+    assert either["elements"][1]["stop_after_first"] is True
+
+
+def test_a_guide_for_one_call_at_most_ends_with_it() -> None:
+    from xgrammar import Grammar
+    from xgrammar.testing import _is_grammar_accept_string as accepted
+
+    answers = ("Four.", ONE, f"Let me see.\n{ONE}", f"{ONE}\n{ONE}", f"{ONE} Four.")
+    for single, wanted in ((False, [True] * 5), (True, [True, True, True, False, False])):
+        guide = plan_of(request(tools=(ADD, NOW), single_tool_call=single), KNOWS).guide
+        assert guide is not None
+        grammar = Grammar.from_structural_tag(guide.value)
+        assert [accepted(grammar, answer) for answer in answers] == wanted
+
+
+def test_calls_after_the_first_are_left_out_where_no_guide_ends_the_answer() -> None:
+    reader = FirstCall()
+    pieces = (ToolCallPiece(0, arguments="}"), ToolCallPiece(1, "call_2", "now"))
+    assert reader.read(Delta("a", tool_calls=pieces)) == Delta("a", tool_calls=pieces[:1])
+    assert reader.read(Delta("", tool_calls=pieces[:1])) == Delta("", tool_calls=pieces[:1])
 
 
 def test_what_cannot_be_asked_for_together() -> None:

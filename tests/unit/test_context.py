@@ -68,6 +68,19 @@ def test_a_subclass_is_kept() -> None:
         colour: str = "blue"
 
     assert Context.of(Mine(colour="red")) == Mine(colour="red")
+    assert Context.of({"chancellor": Mine(colour="red")}) == Mine(colour="red")
+    assert Mine.of({"chancellor": {"colour": "red", "seed": 1}}) == Mine(colour="red", seed=1)
+    found = Mine.of({"chancellor": Context(seed=1)})
+    assert found == Mine(seed=1)
+    assert found.model_fields_set == {"seed"}
+    assert Mine.of(Context(seed=1)) == Mine(seed=1)
+
+
+@pytest.mark.parametrize("wrong", ["fast", b"fast", 5, 0.5, True, ["fast"]])
+def test_what_has_no_fields_is_no_context(wrong: object) -> None:
+    for given in (wrong, {"chancellor": wrong}, Carrier(chancellor=wrong)):
+        with pytest.raises(InvalidContextError, match="context of this run: it has no fields"):
+            Context.of(given)
 
 
 def test_fields_are_tagged_for_studio() -> None:

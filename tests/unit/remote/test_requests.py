@@ -44,6 +44,10 @@ def test_plain_body() -> None:
         ({"prompt": (1, 2)}, {"prompt": [1, 2]}),
         ({"tools": (TOOL,)}, {"tools": [TOOL], "tool_choice": "auto"}),
         ({"tools": (TOOL,), "tool_choice": "none"}, {"tools": [TOOL], "tool_choice": "none"}),
+        (
+            {"tools": (TOOL,), "single_tool_call": True},
+            {"tools": [TOOL], "tool_choice": "auto", "parallel_tool_calls": False},
+        ),
         ({"tool_choice": "none"}, {}),
         (
             {"tools": (TOOL,), "tool_choice": "required", "parallel_tool_calls": True},

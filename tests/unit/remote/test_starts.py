@@ -55,11 +55,12 @@ async def test_start_without_the_model(server: Server) -> None:
     assert "It has: none" in (await refused(far(server))).hint
 
 
-async def test_start_of_a_server_that_is_not_ready(server: Server) -> None:
+async def test_start_of_a_server_that_is_not_ready(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     server.models_statuses = [503]
     error = await refused(far(server))
     assert error.message == "The server of 'far' is not ready (503)."
     assert "no list" in error.hint
+    monkeypatch.setattr(remote_server, "_PATIENCE_S", 60)
     server.models_statuses = [503, 500, 200]  # just restarting
     engine = RemoteEngine(far(server))
     await engine.start()

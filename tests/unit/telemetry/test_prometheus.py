@@ -83,7 +83,7 @@ def test_engines_that_do_not_tell_leave_the_rest(
             released.wait()
         raise RuntimeError("Event loop is closed")
 
-    monkeypatch.setattr(prometheus, "_SCRAPE_S", 0.05)
+    monkeypatch.setattr(prometheus, "_SCRAPE_S", 0.05 if stuck else 30.0)
     monkeypatch.setattr(pool, "stats", stats)
     registry = CollectorRegistry()
     with PrometheusExporter(registry, pool):

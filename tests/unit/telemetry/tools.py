@@ -72,7 +72,7 @@ def request(text: str = "hi", **settings: Any) -> GenerationRequest:
 
 
 def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not true() and time.monotonic() < deadline:
         time.sleep(0.005)
     assert true()
