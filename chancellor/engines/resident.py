@@ -48,6 +48,8 @@ class Resident:
         """Bytes that it may take on each device."""
         self.takes: dict[str, int] = {}
         """Bytes that it takes, by device."""
+        self.promised: dict[str, int] = {}
+        """Those of them that a newcomer counts as its own already, while this one makes room for it."""
         self.need: Estimate | None = None
         """What it was estimated to need when it started."""
         self.asleep = False
@@ -115,7 +117,7 @@ class Resident:
 
     def stay(self) -> None:
         """Make no room after all: who waits for the next start goes on with this one."""
-        self.leaving = False
+        self.leaving, self.promised = False, {}
         gone, self.gone = self.gone, asyncio.Event()
         gone.set()
 

@@ -97,7 +97,7 @@ class Swap:
         resident.moving = task = asyncio.create_task(work, context=contextvars.Context())
 
         def ended(_: object) -> None:
-            resident.moving = None
+            resident.moving, resident.promised = None, {}
 
         task.add_done_callback(ended)
         return task
@@ -173,8 +173,9 @@ class Swap:
             raise
         rest = self._sleepers.left(victim) if sleeps else {}
         for device in need.devices:  # what it gives back is not for others
-            given = max(0, victim.takes.get(device, 0) - rest.get(device, 0))
-            resident.takes[device] = min(resident.takes.get(device, 0) + given, need.enough)
+            given, had = max(0, victim.takes.get(device, 0) - rest.get(device, 0)), resident.takes.get(device, 0)
+            resident.takes[device] = min(had + given, need.enough)
+            victim.promised[device] = max(0, resident.takes[device] - had)
         if sleeps and victim.ending is None:
             await asyncio.wait({self._move(victim, self._fall(victim))})
             if victim.asleep and victim.ending is None:
@@ -203,11 +204,17 @@ class Swap:
         return self._neighbours.claim(self, resident, {**resident.takes, **takes}, elsewhere)
 
     def taken(self, besides: Resident | None = None) -> Counter[str]:
-        """Return the bytes that engines take, by device. May be called from any thread."""
+        """Return the bytes that engines take, by device. May be called from any thread.
+
+        Args:
+            besides: who asks; None for another pool, for which what changes hands is taken once.
+        """
         taken = Counter[str]()
         for resident in tuple(self._residents.values()):
             if resident is not besides:
                 taken.update(dict(resident.takes))
+                if besides is None:
+                    taken.subtract(dict(resident.promised))
         return taken
 
     def _least_recent(self, devices: tuple[str, ...], besides: Resident) -> Resident | None:
@@ -215,8 +222,9 @@ class Swap:
         others = [one for one in self._residents.values() if one.engine and set(devices) & set(one.takes)]
         others = [one for one in others if one is not besides and (one.dead or not one.pinned)]
 
-        def last(one: Resident) -> tuple[bool, bool, bool, bool, float]:
-            return not one.dead, one.asleep, one.moving is not None, one.users > 0, one.used
+        def last(one: Resident) -> tuple[bool, bool, bool, bool, bool, float]:
+            spared = bool(one.spared)  # for these it would have to wait, however long they take
+            return not one.dead, one.asleep, one.moving is not None, spared, one.users > 0, one.used
 
         return min(others, key=last, default=None)
 

@@ -11,10 +11,10 @@ import pytest
 from chancellor.catalog import ModelSpec
 from chancellor.engines import Delta, EnginePool, GenerationRequest, Guide, swap
 from chancellor.engines.migration import Migration
-from chancellor.engines.resident import key_of
+from chancellor.engines.resident import Resident, key_of
 from chancellor.errors import EngineDiedError, EngineStartError
 from tests.faulty import A, B, Desk, FaultyEngine, Plan, request, text_of, until, whole
-from tests.sleepy import dead_engine, resident
+from tests.sleepy import C, dead_engine, resident
 
 LONG = 20
 """Tokens of an answer."""
@@ -149,6 +149,22 @@ def test_a_death_after_a_cut_is_the_first(hasty: EnginePool) -> None:
     first, _ = asyncio.run(asyncio.wait_for(both(), 120))
     assert steps(first) == [("restart", "swap"), ("restart", "died")]
     assert whole(first) == text_of(range(3, 3 + LONG))
+
+
+def test_who_has_to_be_waited_for_goes_after_who_is_only_busy(hasty: EnginePool) -> None:
+    turns, loop = hasty._residents._swap, asyncio.new_event_loop()
+    waited, busy, idle, newcomer = (Resident(spec, spec.name) for spec in (A, B, C, C))
+    for used, one in enumerate((waited, busy, idle)):
+        one.engine, one.takes, one.used = FaultyEngine(one.spec), {"cpu": 1}, used
+        one.task = loop.create_future()  # type: ignore[assignment]
+    waited.spared.add(object())
+    waited.users = busy.users = 1
+    order = []
+    for _ in range(3):
+        turns._residents = {one.key: one for one in (waited, busy, idle) if one not in order}
+        order.append(turns._least_recent(("cpu",), newcomer))
+    loop.close()
+    assert order == [idle, busy, waited]
 
 
 def test_who_was_cut_and_has_gone_keeps_nobody_waiting(hasty: EnginePool) -> None:

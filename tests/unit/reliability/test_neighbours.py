@@ -16,6 +16,7 @@ import pytest
 from chancellor.catalog import ModelSpec
 from chancellor.engines import EnginePool
 from chancellor.engines.neighbours import PROCESS, Neighbours
+from chancellor.engines.resident import Resident
 from chancellor.engines.room import Fit, Room
 from chancellor.errors import ChancellorError, OutOfMemoryError
 from chancellor.memory import Device, Estimate
@@ -104,6 +105,22 @@ def test_two_pools_stay_within_one_budget(make: Make) -> None:
     ask(other, B)
     assert sum(Measured.used.values()) <= BUDGET
     assert FaultyEngine.starts[1].engine.kv_cache_gib == pytest.approx(BUDGET - 60 - 2 * FIXED, abs=0.01)
+
+
+def test_what_changes_hands_is_taken_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = make(wants=50), make(wants=1)
+    ask(one, A)
+    ask(other, C)
+    swap, seen = one._residents._swap, []
+    end = swap._end
+
+    async def ending(victim: Resident) -> None:
+        seen.append(other._residents._swap._neighbours.taken(other._residents._swap)["cuda:0"])  # type: ignore[union-attr]
+        await end(victim)
+
+    monkeypatch.setattr(swap, "_end", ending)
+    ask(one, B)
+    assert seen == [(50 + FIXED) * GIB]
 
 
 def test_what_does_not_fit_beside_a_neighbour_is_refused_and_nobody_stops_for_it(make: Make) -> None:
