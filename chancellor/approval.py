@@ -10,9 +10,12 @@ _SIGNS: Final = frozenset("\U0001f44d\U0001f44c\U0001f64c\U0001f91d\U0001f4af\U0
 """Thumbs up, and the like."""
 _WORD: Final = re.compile(rf"[^\W_]+(?:'[^\W_]+)*|[{''.join(_SIGNS)}]|^\+1$")
 _NO_PROSE: Final = re.compile(
-    r"[?\uff1f=*/<>{}|\\^%$#@`\U0001f44e\u274c\u26d4\U0001f6d1]|(?<!^)\+|^do (?:you|we|i)\b", re.IGNORECASE
+    r"[?\uff1f<>{}|\\^$@`\U0001f44e\u274c\u26d4\U0001f6d1]|#(?!\d)|(?:\d|\b[a-z])\s*[/=+*%]\s*(?:\d|[a-z]\b)|"
+    r"^do (?:you|we|i)\b|\bit works\b|\b(?:nice|good|great|cool|awesome|excellent|fine|perfect) try\b",
+    re.IGNORECASE,
 )
-"""Questions, formulas, code, and thumbs down."""
+"""Questions, formulas, code, thumbs down, and what only sounds like approval."""
+_EMPHASIS: Final = re.compile(r"(?<!\w)\*+(?=\S)|(?<=\S)\*+(?!\w)")
 
 
 def _words(text: str) -> frozenset[str]:
@@ -119,9 +122,10 @@ def approves(text: str) -> bool:
     Known are eight words at most of English, German, French, Spanish, Italian, Portuguese, Dutch, Chinese or Japanese,
     and a few signs, by tables. What has any other word in it, or a question mark, is work of its own.
     """
-    if len(text.split()) > _FEW_WORDS or _NO_PROSE.search(text.strip()):
+    text = _EMPHASIS.sub("", text).strip()
+    if len(text.split()) > _FEW_WORDS or _NO_PROSE.search(text):
         return False
-    words = [found.group().casefold() for found in _WORD.finditer(text.strip().replace("\u2019", "'"))]
+    words = [found.group().casefold() for found in _WORD.finditer(text.replace("\u2019", "'"))]
     left = [word for word in words if word not in _SIGNS and word != "+1" and not _UNSPACED.fullmatch(word)]
     if all(_BARE.fullmatch(word) for word in words):
         return False

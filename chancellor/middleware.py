@@ -1,6 +1,6 @@
 """The Chancellor inside of LangChain agents: each call of the model goes to the one that fits."""
 
-from collections import deque
+import weakref
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +11,8 @@ from langchain_core.messages import AIMessage
 
 from chancellor.analyzers import Analyzer, analyzer_of
 from chancellor.catalog import Catalog
-from chancellor.chat import ChatModels, ChatVLLM
+from chancellor.chat import ChatModels
+from chancellor.chat.inherited import inheriting, settings_of
 from chancellor.context import Context, asked_of
 from chancellor.engines import default_pool
 from chancellor.errors import MissingDependencyError, UnknownModelError
@@ -25,12 +26,6 @@ except ImportError:
 
 __all__ = ["TrinityMiddleware"]
 
-_KNOWN_TO_ALL: Final = (
-    *("temperature", "max_tokens", "top_p", "seed", "stop", "logprobs", "top_logprobs", "timeout"),
-    *("presence_penalty", "frequency_penalty"),
-)
-_OUR_OWN: Final = ("top_k", "min_p", "repetition_penalty")
-"""Settings of a ChatVLLM that are no others'."""
 _REMEMBERED: Final = 64
 """Failed calls: as many may be made again at a time."""
 
@@ -43,7 +38,8 @@ class TrinityMiddleware(AgentMiddleware[Any, Any]):
     `response_metadata["decision"]`.
 
     How the model generates is said by the first of these that says it: `model_settings` of the request, the run's
-    `Context`, the model's own settings, those of the agent's own model where that is a ChatVLLM.
+    `Context`, the model's own settings, those of the agent's own model where that is a ChatVLLM. The latter three go
+    into (a copy of) the model, so that fallbacks inside of this middleware keep settings of their own.
 
     Where a call has failed and is made again with another model, as ModelFallbackMiddleware does outside of this one,
     that model answers it, and no decision is noted.
@@ -73,24 +69,23 @@ class TrinityMiddleware(AgentMiddleware[Any, Any]):
         self._analyze = analyzer_of(analyzer) if isinstance(analyzer, str) else analyzer
         self._router = Router(known, policy, lambda spec: default_pool().start_s(spec))
         self._models = models if models is not None else ChatModels(known)
-        # By the state of the agent's step, which all requests of one call share: nothing else of a call outlives it.
-        self._failed: deque[tuple[Any, Any]] = deque(maxlen=_REMEMBERED)
+        self._failed: dict[tuple[Any, ...], weakref.ref[Any]] = {}
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any]:
-        if self._is_fallback(request):
-            return handler(request)
-        with self._noting_failure(request):
+        with self._remembering(request) as fallback:
+            if fallback:
+                return handler(request)
             routed, decision = self._routed(request)
             return self._noted(handler(routed), decision)
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any]:
-        if self._is_fallback(request):
-            return await handler(request)
-        with self._noting_failure(request):
+        with self._remembering(request) as fallback:
+            if fallback:
+                return await handler(request)
             if self._router.ready:
                 routed, decision = self._routed(request)
             else:
@@ -103,7 +98,7 @@ class TrinityMiddleware(AgentMiddleware[Any, Any]):
         context = Context.of(getattr(request.runtime, "context", None))
         complexity = complexity_of(request.messages, self._analyze)
         messages = request.messages if request.system_message is None else [request.system_message, *request.messages]
-        own, asked = _settings_of(request.model), asked_of(context)
+        own, asked = settings_of(request.model), asked_of(context)
         # The agent's own prompt is what its models are told, not that of a context of ours.
         counted: dict[str, Any] = {"system_prompt": None}
         if isinstance(most := (own | asked | request.model_settings).get("max_tokens"), int):
@@ -117,11 +112,7 @@ class TrinityMiddleware(AgentMiddleware[Any, Any]):
                 f"The selection chose {decision['model']!r}, for which there is no chat model.",
                 hint=f"`models` has: {', '.join(self._models) or 'none'}.",
             ) from None
-        kept = own.keys() - getattr(model, "model_fields_set", set[str]())
-        kept -= set() if isinstance(model, ChatVLLM) else set(_OUR_OWN)
-        told = {name: own[name] for name in kept} | asked
-        settings = {name: value for name, value in told.items() if value is not None} | request.model_settings
-        return request.override(model=model, model_settings=settings), {**decision, "complexity": complexity}
+        return request.override(model=inheriting(model, own, asked)), {**decision, "complexity": complexity}
 
     def _noted(self, response: ModelResponse[Any], decision: dict[str, Any]) -> ModelResponse[Any]:
         for message in response.result:
@@ -134,21 +125,25 @@ class TrinityMiddleware(AgentMiddleware[Any, Any]):
         return response
 
     @contextmanager
-    def _noting_failure(self, request: ModelRequest[Any]) -> Iterator[None]:
+    def _remembering(self, request: ModelRequest[Any]) -> Iterator[bool]:
+        """Say whether somebody outside asks another model, as this call of the agent's has failed; note failures."""
+        step = _step_of(request)
+        before = self._failed.get(step) if step is not None else None
+        failed = before() if before is not None else None
+        fallback = failed is not None and failed is not request.model
         try:
-            yield
+            yield fallback
         except Exception:
-            self._failed.append((request.state, request.model))
+            if step is not None and not fallback:
+                self._failed[step] = weakref.ref(request.model)
+                while len(self._failed) > _REMEMBERED:
+                    self._failed.pop(next(iter(self._failed)), None)
             raise
-
-    def _is_fallback(self, request: ModelRequest[Any]) -> bool:
-        """Return whether somebody outside asks another model, as this call of the agent's has failed."""
-        failed = tuple(self._failed) if self._failed else ()
-        return any(state is request.state and model is not request.model for state, model in failed)
+        if step is not None:  # an answer is there: whoever asks next does so for a reason of its own
+            self._failed.pop(step, None)
 
 
-def _settings_of(model: Any) -> dict[str, Any]:
-    """Return what an agent's own model was told about how to generate."""
-    if not isinstance(model, ChatVLLM):
-        return {}
-    return {name: getattr(model, name) for name in (*_KNOWN_TO_ALL, *_OUR_OWN) if name in model.model_fields_set}
+def _step_of(request: ModelRequest[Any]) -> tuple[Any, ...] | None:
+    """Return what all requests of one step of an agent share, and no others do: names, which keep nothing alive."""
+    info = getattr(request.runtime, "execution_info", None)
+    return None if info is None else (info.run_id, info.task_id, info.node_attempt)

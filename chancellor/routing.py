@@ -52,8 +52,7 @@ def task_of(messages: MessageLikeRepresentation | Sequence[MessageLikeRepresenta
     human = [message for message in messages_of(messages) if message.type == "human"]
     if not human:
         raise EmptyQuestionError("The conversation holds no human message.")
-    # What LangChain itself has written for the user says so: SummarizationMiddleware's summaries.
-    own = [message for message in human if "lc_source" not in message.additional_kwargs]
+    own = [message for message in human if _users(message)]
     if own and _blank(own[-1]):
         raise EmptyQuestionError("The question is empty.")
     texts = [text for message in reversed(own) if (text := str(message.text)).strip()]
@@ -79,6 +78,11 @@ def complexity_of(
     if text := task_of(messages):
         return checked(analyze(text))
     return Complexity(level="medium", probability=None, reasons=["no text says what the work is"], analyzer="none")
+
+
+def _users(message: BaseMessage) -> bool:
+    """Return whether the user wrote it: what LangChain has in their name says so, as SummarizationMiddleware's does."""
+    return message.type == "human" and "lc_source" not in message.additional_kwargs
 
 
 def _blank(message: BaseMessage) -> bool:
@@ -132,8 +136,8 @@ class Router:
     ) -> Decision:
         """Return which model answers next.
 
-        A model that has called tools goes on with their results, whatever they look like and whatever follows them:
-        its work is done with an answer that calls none.
+        A model that has called tools goes on with their results, whatever they look like: its work is done with an
+        answer that calls none, or when the user writes again.
 
         Args:
             messages: the conversation so far, in any form that LangChain takes.
@@ -173,10 +177,13 @@ class Router:
     def _held(self, messages: Sequence[BaseMessage], before: Mapping[str, Any] | None) -> str | None:
         """Return the model whose call has a result now: as its message says, for a substitute may have made it."""
         place = next((at for at in range(len(messages) - 1, -1, -1) if isinstance(messages[at], AIMessage)), None)
-        if place is None or not any(isinstance(one, ToolMessage) for one in messages[place + 1 :]):
+        caller = None if place is None else messages[place]
+        if place is None or not isinstance(caller, AIMessage) or not caller.tool_calls:
             return None
-        caller = messages[place]
-        if not (isinstance(caller, AIMessage) and caller.tool_calls):
+        after = messages[place + 1 :]
+        results = [at for at, one in enumerate(after) if isinstance(one, ToolMessage)]
+        # Not every turn ends with an answer: a tool may return directly, or be the answer's form, or the run may die.
+        if not results or any(_users(one) for one in after[results[-1] :]):
             return None
         if (name := caller.response_metadata.get("model_name")) in self.catalog:
             return str(name)

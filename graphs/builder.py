@@ -25,7 +25,7 @@ def create_chancellor(
     generate: Any = None,
     record: Any = None,
     state_schema: type[Any] = State,
-    context_schema: type[Any] = Context,
+    context_schema: type[Any] | None = Context,
     retry_policy: RetryPolicy | None = None,
 ) -> StateGraph[Any, Any, Any, Any]:
     """Build analyze_complexity -> select_model -> generate -> record_metrics, not compiled yet.
@@ -40,7 +40,7 @@ def create_chancellor(
         generate: replaces the node that appends the answer to `messages`.
         record: replaces the node that writes `metrics`.
         state_schema: `State`, or a subclass with fields of yours.
-        context_schema: `Context`, or a subclass with fields of yours.
+        context_schema: `Context`, or a subclass with fields of yours; another one, or none, may carry ours.
         retry_policy: for the generation node. Give it a `retry_on`: by default it retries none of our errors.
 
     Returns:

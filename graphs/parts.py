@@ -20,7 +20,7 @@ _MAKERS: Final = {
 }
 
 
-def part(role: str, given: Any, context_schema: type[Any]) -> Any:
+def part(role: str, given: Any, context_schema: Any) -> Any:
     """Return what stands for a node in the graph.
 
     Args:
@@ -32,7 +32,8 @@ def part(role: str, given: Any, context_schema: type[Any]) -> Any:
         InvalidInputError: it is no node.
     """
     if isinstance(given, Node):
-        return given.within(context_schema) if issubclass(context_schema, Context) else given
+        ours = isinstance(context_schema, type) and issubclass(context_schema, Context)
+        return given.within(context_schema) if ours else given
     # LangGraph takes a dict for several nodes at once, and fails when it runs them.
     wrong = isinstance(given, Mapping | BaseLanguageModel) or not (callable(given) or isinstance(given, Runnable))
     if wrong:

@@ -1,5 +1,6 @@
 """What of a message's content blocks models here read: the text."""
 
+import json
 from typing import Any, Final
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
@@ -73,6 +74,8 @@ def _kept(block: Any, message: BaseMessage) -> Any:
     if kind == "tool_result":
         inner = block.get("content")
         return {**block, "content": text_of(ToolMessage(inner, tool_call_id="")).content} if inner else block
+    if kind == "json" and "json" in block:  # a tool's result in Bedrock's form
+        return {"type": "text", "text": json.dumps(block["json"])}
     raise _not_text(message.type, f"a block of type {kind!r}")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from langchain_core.tools import BaseTool
 
-from chancellor.chat.schemas import function_of, schema_of
+from chancellor.chat.schemas import UNUSABLE, function_of, schema_of
 from chancellor.engines import Guide
 from chancellor.errors import InvalidInputError, UnknownChoiceError
 
@@ -26,7 +26,7 @@ def tools_of(tools: Sequence[ToolLike]) -> list[dict[str, Any]]:
     for tool in tools:
         try:
             one = function_of(tool)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except UNUSABLE as error:
             raise InvalidInputError(
                 f"{tool!r} cannot be used as a tool: {error}.",
                 hint="Pass a function with annotations and a docstring, a tool, a pydantic class, or OpenAI's dict.",

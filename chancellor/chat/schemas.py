@@ -12,8 +12,11 @@ from chancellor.chat.typed_dicts import as_model
 from chancellor.engines.answers.schemas import recursive, untitled
 from chancellor.errors import InvalidInputError
 
-__all__ = ["function_of", "schema_of"]
+__all__ = ["UNUSABLE", "function_of", "known", "schema_of"]
 
+UNUSABLE: Final = (ValueError, TypeError, KeyError, AttributeError, NameError, RuntimeError)
+"""What LangChain and pydantic raise for what they make no schema of; pydantic's own, and a RecursionError, are of the
+last kind."""
 _JSON_TYPES: Final = ("object", "array", "string", "integer", "number", "boolean", "null")
 _ROOTS: Final = ("$ref", "anyOf", "oneOf", "allOf", "enum", "const")
 """What a JSON schema may begin with in place of a type."""
@@ -28,12 +31,12 @@ def schema_of(schema: Any) -> dict[str, Any]:
     if isinstance(schema, dict) and (any(root in schema for root in _ROOTS) or _typed(schema.get("type"))):
         return schema
     try:
-        schema = _known(schema)
+        schema = known(schema)
         if isinstance(schema, type) and is_basemodel_subclass(schema) and hasattr(schema, "model_json_schema"):
             whole: dict[str, Any] = schema.model_json_schema()  # with its references: types may hold themselves
             return whole
         found: dict[str, Any] = convert_to_json_schema(schema)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except UNUSABLE as error:
         raise InvalidInputError(
             f"{schema!r} is no schema of an answer: {error}.",
             hint="Pass a pydantic class, a TypedDict, or a JSON schema with a title.",
@@ -47,7 +50,7 @@ def function_of(tool: Any) -> dict[str, Any]:
     Raises:
         Exception: what LangChain raises where it is no tool.
     """
-    tool = _known(tool)
+    tool = known(tool)
     made = convert_to_openai_tool(tool)
     made["function"]["name"]  # which it has to have
     whole = None if isinstance(tool, dict) else _parameters(tool)
@@ -78,7 +81,7 @@ def _parameters(tool: Any) -> dict[str, Any] | None:
     return whole
 
 
-def _known(kind: Any) -> Any:
+def known(kind: Any) -> Any:
     """Return what LangChain and pydantic can take for it.
 
     Raises:
@@ -93,7 +96,10 @@ def _known(kind: Any) -> Any:
     if kind.__module__ == "builtins":
         raise TypeError("it says nothing of what is in it")
     if is_typeddict(kind) or is_extended_typeddict(kind):
-        return as_model(kind) or kind
+        try:
+            return as_model(kind) or kind
+        except (ValueError, TypeError, RuntimeError):
+            return kind  # LangChain may take it; of a NameError it would make an empty schema
     return kind
 
 

@@ -13,7 +13,7 @@ from langchain_core.runnables import Runnable, RunnableGenerator, RunnableMap, R
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from chancellor.chat.options import tools_of
-from chancellor.chat.schemas import schema_of
+from chancellor.chat.schemas import UNUSABLE, known, schema_of
 from chancellor.errors import InvalidInputError, UnknownChoiceError
 
 __all__ = ["structured_output"]
@@ -88,7 +88,7 @@ def _noted(method: str, schema: Any) -> dict[str, Any] | None:
     from langchain_core.utils.function_calling import convert_to_json_schema
 
     try:
-        noted = None if schema is None else convert_to_json_schema(schema)
-    except (ValueError, TypeError, KeyError, AttributeError):  # without a title, or with several types
+        noted = None if schema is None else convert_to_json_schema(known(schema))
+    except UNUSABLE:  # without a title, or with several types
         return None
     return {"kwargs": {"method": method}, "schema": noted}

@@ -128,3 +128,9 @@ def test_results_of_tools_in_anthropics_form() -> None:
     call = AIMessage([{"type": "tool_use", "id": "1", "name": "add", "input": {"a": 1}}])
     _, *told = to_engine([call, HumanMessage([result])])
     assert {"role": "tool", "tool_call_id": "1", "content": "3"} in told
+
+
+def test_json_is_text() -> None:
+    block: Any = {"type": "json", "json": {"a": 1}}
+    messages: list[BaseMessage] = [HumanMessage([block]), ToolMessage([block, TEXT], tool_call_id="1")]
+    assert [one["content"] for one in to_engine(messages)] == ['{"a": 1}', '{"a": 1}\nLet me see.']

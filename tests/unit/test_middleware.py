@@ -1,16 +1,13 @@
-"""TrinityMiddleware among what LangChain's agents have besides: settings, summaries, reminders, fallbacks."""
+"""TrinityMiddleware among what LangChain's agents have besides: settings, summaries, reminders."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
-import httpx
 import pytest
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI
-from pydantic import Field
+from pydantic import BaseModel
 
 from chancellor import ChatModels, ChatVLLM, Context, TrinityMiddleware
 from chancellor.engines import EnginePool
@@ -18,6 +15,7 @@ from tests.fakes import FakeEngine, catalog
 
 agents = pytest.importorskip("langchain.agents")
 middleware = pytest.importorskip("langchain.agents.middleware")
+structured = pytest.importorskip("langchain.agents.structured_output")
 
 EASY = "What is 2+2?"
 HARD = "Please explain to me in detail how the tides of the sea work"
@@ -130,39 +128,6 @@ def test_the_longest_answer_counts(pool: EnginePool, models: ChatModels) -> None
         assert answer.response_metadata["decision"]["model"] == model
 
 
-def openai(sent: list[dict[str, Any]], **settings: Any) -> ChatOpenAI:
-    """Return a chat model of langchain-openai's, and what it sends."""
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        sent.append(json.loads(request.content))
-        choice = {"index": 0, "message": {"role": "assistant", "content": "far"}, "finish_reason": "stop"}
-        body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
-        return httpx.Response(200, json=body)
-
-    transport = httpx.MockTransport(answer)
-    clients = {
-        "http_client": httpx.Client(transport=transport),
-        "http_async_client": httpx.AsyncClient(transport=transport),
-    }
-    return ChatOpenAI(model="m", api_key="x", base_url="http://far/v1", **clients, **settings)
-
-
-async def test_remote_chat_models_take_them_too(pool: EnginePool, run: Any) -> None:
-    sent: list[dict[str, Any]] = []
-    model = own(pool, temperature=0.0, max_tokens=96, seed=5, stop=["END"], top_p=0.5)
-    agent = agents.create_agent(model, middleware=[trinity({"strong": openai(sent)})], context_schema=Context)
-    await run(agent, [HumanMessage(HARD)])
-    assert {"temperature": 0.0, "max_completion_tokens": 96, "seed": 5, "stop": ["END"], "top_p": 0.5}.items() <= (
-        sent[-1].items()
-    )
-    await run(agent, [HumanMessage(HARD)], Context(temperature=0.3, seed=None))
-    assert sent[-1]["temperature"] == 0.3
-    assert "seed" not in sent[-1]
-    agent = agents.create_agent(model, middleware=[trinity({"strong": openai(sent, temperature=0.2)})])
-    await run(agent, [HumanMessage(HARD)])
-    assert (sent[-1]["temperature"], sent[-1]["max_completion_tokens"]) == (0.2, 96)
-
-
 @pytest.mark.parametrize(("kept", "model"), [(3, "light"), (2, "best")])
 async def test_a_summary_is_no_text_of_the_users(
     pool: EnginePool, models: ChatModels, run: Any, kept: int, model: str
@@ -189,7 +154,10 @@ async def test_nothing_but_a_summary_is_of_medium_complexity(pool: EnginePool, m
     assert found[-1].response_metadata["decision"]["complexity"]["level"] == "medium"
 
 
-@pytest.mark.parametrize("reminder", [HumanMessage("Remember to be brief."), SystemMessage("Be brief.")])
+@pytest.mark.parametrize(
+    "reminder",
+    [HumanMessage("Remember to be brief.", additional_kwargs={"lc_source": "reminders"}), SystemMessage("Be brief.")],
+)
 async def test_reminders_do_not_end_a_tool_loop(
     pool: EnginePool, models: ChatModels, run: Any, reminder: AnyMessage
 ) -> None:
@@ -208,59 +176,26 @@ async def test_reminders_do_not_end_a_tool_loop(
     assert found[-1].response_metadata["decision"]["model"] == "light"
 
 
-class Broken(FakeListChatModel):
-    responses: list[str] = Field(default=["never"])
-
-    def _call(self, *args: Any, **kwargs: Any) -> str:
-        raise ConnectionError("The model is not there.")
-
-
-def backup() -> FakeListChatModel:
-    return FakeListChatModel(responses=["from the backup"])
+@tool(return_direct=True)
+def look(a: int) -> int:
+    """Look at a number."""
+    return a
 
 
-async def test_a_fallback_outside_of_the_middleware(pool: EnginePool, run: Any) -> None:
-    """What it asks instead of the one that failed is not routed back to that."""
-    fallback = middleware.ModelFallbackMiddleware(Broken(), backup())
-    broken = {name: Broken() for name in ("light", "best", "strong")}
-    agent = agents.create_agent(own(pool), middleware=[fallback, trinity(broken)])
-    found = await run(agent, [HumanMessage(EASY)])
-    assert found[-1].text == "from the backup"
-    assert "decision" not in found[-1].response_metadata
+class Number(BaseModel):
+    """A number."""
+
+    a: int
 
 
-async def test_a_fallback_inside_of_the_middleware(pool: EnginePool, run: Any) -> None:
-    fallback = middleware.ModelFallbackMiddleware(Broken(), backup())
-    broken = {name: Broken() for name in ("light", "best", "strong")}
-    agent = agents.create_agent(own(pool), middleware=[trinity(broken), fallback])
-    found = await run(agent, [HumanMessage(EASY)])
-    assert found[-1].text == "from the backup"
-    assert found[-1].response_metadata["decision"]["model"] == "light"
-
-
-async def test_a_failure_is_forgotten_with_its_call(pool: EnginePool, run: Any) -> None:
-    """The next call is routed again, also in a conversation and a context that have seen a fallback."""
-    flaky = {"light": Broken(), "strong": FakeListChatModel(responses=["strong"])}
-    fallback = middleware.ModelFallbackMiddleware(backup())
-    agent = agents.create_agent(own(pool), middleware=[fallback, trinity(flaky)])
-    found = await run(agent, [HumanMessage(EASY)])
-    found = await run(agent, [*found, HumanMessage(HARD)])
-    assert [message.text for message in found if message.type == "ai"] == ["from the backup", "strong"]
-
-
-async def test_a_retry_is_routed(pool: EnginePool, run: Any) -> None:
-    class Once(FakeListChatModel):
-        responses: list[str] = Field(default=["at last"])
-        calls: list[int] = Field(default=[])
-
-        def _call(self, *args: Any, **kwargs: Any) -> str:
-            self.calls.append(1)
-            if len(self.calls) == 1:
-                raise ConnectionError("Not yet.")
-            return super()._call(*args, **kwargs)
-
-    retry = middleware.ModelRetryMiddleware(max_retries=2, initial_delay=0.0, jitter=False)
-    agent = agents.create_agent(own(pool), middleware=[retry, trinity({"light": Once(calls=[])})])
-    found = await run(agent, [HumanMessage(EASY)])
-    assert found[-1].text == "at last"
-    assert found[-1].response_metadata["decision"]["model"] == "light"
+async def test_a_turn_that_ends_on_a_tools_result_is_over(pool: EnginePool, models: ChatModels, run: Any) -> None:
+    direct = agents.create_agent(own(pool), tools=[look], middleware=[trinity(models)])
+    formed = agents.create_agent(
+        own(pool), response_format=structured.ToolStrategy(Number), middleware=[trinity(models)]
+    )
+    for agent, question in ((direct, 'call look {"a": 1}'), (formed, 'call Number {"a": 1}')):
+        found = await run(agent, [HumanMessage(question)])
+        assert [message.type for message in found] == ["human", "ai", "tool"]
+        assert found[1].response_metadata["decision"]["model"] == "light"
+        found = await run(direct, [*found, HumanMessage(HARD)])
+        assert found[-1].response_metadata["decision"]["model"] == "strong"

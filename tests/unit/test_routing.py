@@ -111,13 +111,23 @@ def test_a_model_that_has_called_tools_goes_on() -> None:
     assert decide([*loop, AIMessage("3"), HumanMessage(EASY)]) == "light"  # the loop is over
 
 
-@pytest.mark.parametrize("reminder", [HumanMessage("Be brief."), SystemMessage("Be brief.")])
+@pytest.mark.parametrize(
+    "reminder", [HumanMessage("Be brief.", additional_kwargs={"lc_source": "x"}), SystemMessage("Be brief.")]
+)
 def test_what_follows_a_result_does_not_end_the_loop(reminder: BaseMessage) -> None:
     loop = [HumanMessage(HARD), CALL, RESULT, reminder]
     assert decide(loop) == decide([*loop, reminder]) == "best"
     assert decide([HumanMessage(EASY), CALL, reminder]) == "light"  # nothing has come of the call
     assert decide([*loop, AIMessage("3"), HumanMessage(EASY)]) == "light"  # a new question
     assert decide([*loop, AIMessage("3"), RESULT, HumanMessage(EASY)]) == "light"
+
+
+def test_a_question_after_a_result_ends_the_loop() -> None:
+    """Its turn has ended without an answer: the tool returned directly, say, or the run has died."""
+    loop = [HumanMessage(EASY), CALL, RESULT]
+    assert decide([*loop, HumanMessage(HARD)]) == "strong"
+    assert decide([*loop, HumanMessage(HARD), SystemMessage("Be brief.")]) == "strong"
+    assert decide([*loop, HumanMessage(HARD), CALL, RESULT]) == "best"  # and the next begins
 
 
 def test_images_are_judged_by_the_last_text() -> None:
