@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from chancellor.engines.answers import Plan
 from chancellor.engines.answers.guides import json_format, structural_tag
-from chancellor.engines.answers.keywords import bindable, without_formats
+from chancellor.engines.answers.keywords import bindable, for_guidance
 from chancellor.engines.base import Delta, GenerationRequest, Guide, TokenLogprob
 from chancellor.engines.logs import log_file
 from chancellor.engines.prompt import Prompt
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["delta_of", "refused_by_vllm", "sampling_params"]
 
-_NOT_GUIDANCES: Final = ("patternProperties", "propertyNames")
-"""Keywords that only xgrammar keeps: vLLM would ask a third library, or refuse."""
 _TAKING_IN: Final = {"sampling_params", "add_request"}
 """Functions, ours and vLLM's, in which a request's parameters are read."""
 _TOLD: Final = 300
@@ -52,17 +50,14 @@ def sampling_params(request: GenerationRequest, prompt: Prompt, plan: Plan) -> "
 
 def _structured_outputs(guide: Guide) -> Any:
     from vllm.sampling_params import StructuredOutputsParams
-    from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
 
     value = guide.value
     if guide.kind == "json_object":
         value = {"type": "object"}
     if guide.kind in ("json_schema", "json_object"):
-        if has_xgrammar_unsupported_json_features(value):
-            text = json.dumps(without_formats(value))
-            if not any(f'"{keyword}":' in text for keyword in _NOT_GUIDANCES):
-                return StructuredOutputsParams(json=text)  # for which vLLM takes llguidance
-            value = cast("Guide", bindable(Guide("json_schema", value), xgrammar_only=True)).value
+        if (schema := for_guidance(value)) is not None:
+            return StructuredOutputsParams(json=json.dumps(schema))
+        value = cast("Guide", bindable(Guide("json_schema", value), xgrammar_only=True)).value
         # As a structural tag: only there can white space be kept from going on for ever.
         value = structural_tag(json_format(value)).value
         return StructuredOutputsParams(structural_tag=value)

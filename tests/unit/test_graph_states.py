@@ -130,3 +130,10 @@ def test_a_prompt_keeps_what_its_message_has() -> None:
     assert (made.content, made.id, made.additional_kwargs) == ("Rhyme.\n\nBe brief.", "1", own.additional_kwargs)
     assert prompted([own], None) == [own]
     assert messages_in({"messages": [own]}) == [own]
+
+
+@pytest.mark.parametrize("schema", [None, dict, dict[str, Any]])
+def test_a_context_that_is_not_ours(schema: Any, models: ChatModels) -> None:
+    builder = create_chancellor(catalog(), generate=generation_node(models), context_schema=schema)
+    found = builder.compile().invoke({"messages": EASY}, context={"chancellor": {"model": "strong"}})
+    assert found["decision"]["model"] == "strong"

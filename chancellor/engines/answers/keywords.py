@@ -4,34 +4,42 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
+from chancellor.engines.answers.libraries import (
+    GUIDANCES,
+    LENGTHS,
+    LOOK,
+    formatted,
+    guidance_takes,
+    table,
+    unkept,
+    unkept_by_xgrammar,
+)
+from chancellor.engines.answers.references import steps
+from chancellor.engines.answers.rewriting import rewritten
+from chancellor.engines.answers.types import Types
 from chancellor.engines.base import Guide
 from chancellor.errors import InvalidInputError
 
-__all__ = ["bindable", "without_formats"]
+__all__ = ["bindable", "for_guidance"]
 
-_GUIDANCES: Final = frozenset(
-    ("email", "date", "time", "date-time", "duration", "ipv4", "ipv6", "hostname", "uuid", "uri")
-)
-"""Formats that llguidance guides."""
-_FORMATS: Final = _GUIDANCES | {"uri-reference", "uri-template", "json-pointer", "relative-json-pointer"}
-"""Those that xgrammar does. Any other is what the standard says that a format is: a remark."""
-_NEVER: Final = ("contains", "not", "if", "dependentRequired", "dependentSchemas", "dependencies", "$dynamicRef")
-"""Grammars know none of these: xgrammar leaves them out without a word, llguidance refuses them."""
-_BESIDE: Final = ("$ref", "allOf", "anyOf", "oneOf")
-"""What evaluates properties and items where the schema itself does not name them."""
-_UNEVALUATED: Final = {"unevaluatedProperties": "additionalProperties", "unevaluatedItems": "items"}
-_AROUND: Final = re.compile(r"(?<!\\)(?:\\\\)*\(\?<?[=!]")
-_LOOK: Final = "a pattern that looks ahead or behind"
-_LENGTHS: Final = ("minLength", "maxLength")
 _NAMED: Final = ("properties", "$defs", "definitions", "patternProperties")
 _LISTED: Final = ("anyOf", "oneOf", "allOf", "prefixItems")
-_SINGLE: Final = ("items", "additionalProperties", "propertyNames", *_UNEVALUATED)
+_SINGLE: Final = ("items", "additionalProperties", "propertyNames", "unevaluatedProperties", "unevaluatedItems")
+_IN_LIST: Final = re.compile(rf"/({'|'.join((*_LISTED, 'items'))})/\d+(/|$)")
+_CHECK: Final = "Leave the keyword out and check the answer for it yourself: a list in place of a set, for instance."
+_BOTH: Final = (
+    "vLLM keeps it where neither tools nor 'patternProperties' or 'propertyNames' come with it. Else write what stands "
+    "beside '$ref', 'anyOf' or 'enum' into them, or leave the keyword out and check the answer for it yourself."
+)
+_ELSEWHERE: Final = "Put the schema that it means under '$defs' of the whole, and refer to it as '#/$defs/NAME'."
+_MARK: Final = {"type": "integer", "multipleOf": 1}
+"""Says nothing, and is what no release of vLLM's gives to xgrammar."""
 
 
 class _UnboundError(Exception):
-    def __init__(self, what: str, place: str) -> None:
+    def __init__(self, what: str, place: str, hint: str = _CHECK) -> None:
         super().__init__(f"{what} at {place}")
-        self.what = what
+        self.hint = hint
 
 
 def bindable(guide: Guide | None, *, xgrammar_only: bool = False) -> Guide | None:
@@ -47,34 +55,101 @@ def bindable(guide: Guide | None, *, xgrammar_only: bool = False) -> Guide | Non
     if guide is None or guide.kind != "json_schema":
         return guide
     try:
-        return Guide(guide.kind, _bound(guide.value, "#", alone=xgrammar_only))
+        return Guide(guide.kind, _Binding(guide.value, alone=xgrammar_only).bound())
     except _UnboundError as error:
         raise InvalidInputError(
-            f"No answer can be guided by this schema: nothing keeps {error}.",
-            hint="Leave the keyword out and check the answer for it yourself: a list in place of a set, for instance.",
+            f"No answer can be guided by this schema: nothing keeps {error}.", hint=error.hint
         ) from None
 
 
-def without_formats(schema: Any) -> Any:
+def for_guidance(schema: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a bindable schema so that vLLM gives it to llguidance; None if xgrammar keeps more of it."""
+    try:
+        _Binding(schema, alone=True, formats=True).bound()
+    except _UnboundError:
+        if guidance_takes(schema):
+            return _marked(_without_formats(schema))
+    return None
+
+
+def _marked(schema: dict[str, Any]) -> dict[str, Any]:
+    """Have vLLM take llguidance: not each of its releases knows all that xgrammar leaves out."""
+    definitions, name = table(schema.get("$defs")), "chancellor"
+    while name in definitions:
+        name += "_"
+    return {**schema, "$defs": {**definitions, name: _MARK}}
+
+
+def _without_formats(schema: Any) -> Any:
     """Return the schema without the formats that llguidance refuses."""
     if not isinstance(schema, dict):
         return schema
-    return _parts(_formatted(schema, _GUIDANCES), "#", lambda one, _: without_formats(one))
+    return _parts(formatted(schema, GUIDANCES), "#", lambda one, _: _without_formats(one))
 
 
-def _bound(schema: Any, place: str, *, alone: bool) -> Any:
-    if not isinstance(schema, dict):
-        return schema
-    made = _formatted(_telling(schema), _FORMATS)
-    if unkept := _unkept(made):
-        raise _UnboundError(unkept, place)
-    if alone and any(length in made for length in _LENGTHS):
-        made.pop("format", None)  # of the two, xgrammar keeps one: the one that binds
-    if alone and (unkept := _unkept_by_xgrammar(made)):
-        raise _UnboundError(unkept, place)
-    if isinstance(made.get("anyOf"), list):
-        made["anyOf"] = _branches(made["anyOf"], place, alone=alone)
-    return _parts(made, place, lambda one, where: _bound(one, where, alone=alone))
+class _Binding:
+    """One look at a whole schema.
+
+    Args:
+        root: the schema.
+        alone: whether xgrammar alone has to keep all of it.
+        formats: whether it then has to keep formats beside lengths: if not, they are left out.
+    """
+
+    def __init__(self, root: Any, *, alone: bool, formats: bool = False) -> None:
+        self._root, self._alone, self._formats = root, alone, formats
+        self._types = Types(root)
+        self._places: set[str] = set()
+        self._references: list[tuple[Any, str]] = []
+        self._bases: list[str] = []
+
+    def bound(self) -> Any:
+        made = self._bound(self._root, "#")
+        for reference, place in self._references:
+            if any(place == base or place.startswith(f"{base}/") for base in self._bases):
+                raise _UnboundError("'$ref' below an '$id'", place, _ELSEWHERE)
+            way = steps(reference)
+            if way is None or "/".join(("#", *way)) not in self._places:
+                raise _UnboundError(f"'$ref' to {str(reference)[:100]!r}", place, _ELSEWHERE)
+        return made
+
+    def _bound(self, schema: Any, place: str) -> Any:
+        if _IN_LIST.search(place) is None:  # xgrammar does not find those
+            self._places.add(place)
+        if not isinstance(schema, dict):
+            return schema
+        made = rewritten(schema, self._types)
+        if (what := unkept(made)) is not None:
+            raise _UnboundError(what, place)
+        if self._alone:
+            if not self._formats and any(length in made for length in LENGTHS):
+                made.pop("format", None)  # of the two, xgrammar keeps one: the one that binds
+            if (what := unkept_by_xgrammar(made)) is not None:
+                raise _UnboundError(what, place, _BOTH)
+        if "$ref" in made:
+            self._references.append((made["$ref"], place))
+        if "$id" in made and place != "#":
+            self._bases.append(place)
+        if not (left := self._left_out(made, place)):
+            return _parts(made, place, self._bound)
+        made = _parts(made, place, lambda one, where: one if where in left else self._bound(one, where))
+        made["anyOf"] = [one for number, one in enumerate(made["anyOf"]) if f"{place}/anyOf/{number}" not in left]
+        return made
+
+    def _left_out(self, schema: dict[str, Any], place: str) -> set[str]:
+        """Return the places of texts whose pattern is not kept beside other values: a decimal is a number, or such."""
+        branches = schema.get("anyOf")
+        if not isinstance(branches, list):
+            return set()
+        looking = {number for number, one in enumerate(branches) if self._looks(one)}
+        if all(one == {"type": "null"} for number, one in enumerate(branches) if number not in looking):
+            return set()
+        return {f"{place}/anyOf/{number}" for number in looking}
+
+    def _looks(self, schema: Any) -> bool:
+        if not isinstance(schema, dict) or schema.get("type") != "string":
+            return False
+        return unkept(rewritten(schema, self._types)) == LOOK
 
 
 def _parts(schema: dict[str, Any], place: str, change: Callable[[Any, str], Any]) -> dict[str, Any]:
@@ -89,78 +164,3 @@ def _parts(schema: dict[str, Any], place: str, change: Callable[[Any, str], Any]
         elif key in made:
             made[key] = change(made[key], f"{place}/{key}")
     return made
-
-
-def _branches(branches: list[Any], place: str, *, alone: bool) -> list[Any]:
-    """Leave out texts whose pattern is not kept where there are other values: a decimal is a number, or such a text."""
-    made, failed = [], None
-    for number, one in enumerate(branches):
-        try:
-            made.append(_bound(one, f"{place}/anyOf/{number}", alone=alone))
-        except _UnboundError as error:
-            if error.what != _LOOK:
-                raise
-            failed = error
-    if failed is not None and all(one == {"type": "null"} for one in made):
-        raise failed
-    return made
-
-
-def _telling(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy without what every value keeps; what is left unevaluated is said as grammars know it."""
-    made = dict(schema)
-    if not made.get("uniqueItems") or made.get("maxItems", 2) in (0, 1):
-        made.pop("uniqueItems", None)
-    if "contains" not in made or (made.get("minContains") == 0 and "maxContains" not in made):
-        for name in ("contains", "minContains", "maxContains"):
-            made.pop(name, None)
-    if "if" not in made or not {"then", "else"} & made.keys():
-        for name in ("if", "then", "else"):
-            made.pop(name, None)
-    if made.get("multipleOf") == 1 and made.get("type") == "integer":
-        del made["multipleOf"]
-    for name in ("dependentRequired", "dependentSchemas", "dependencies"):
-        if made.get(name) == {}:
-            del made[name]
-    for name, known in _UNEVALUATED.items():
-        if name not in made:
-            continue
-        if made[name] in (True, {}):
-            del made[name]
-        elif not any(one in made for one in _BESIDE):
-            value = made.pop(name)
-            made.setdefault(known, value)
-    return made
-
-
-def _unkept(schema: dict[str, Any]) -> str | None:
-    if found := next((name for name in ("uniqueItems", *_NEVER, *_UNEVALUATED) if name in schema), None):
-        return repr(found)
-    patterns = [schema.get("pattern"), *_dict(schema.get("patternProperties"))]
-    if any(isinstance(one, str) and _AROUND.search(one) for one in patterns):
-        return _LOOK
-    if "propertyNames" in schema and (_dict(schema.get("properties")) or _dict(schema.get("patternProperties"))):
-        return "'propertyNames' beside 'properties'"
-    names = schema.get("propertyNames")
-    if isinstance(names, dict) and "pattern" in names and any(length in names for length in _LENGTHS):
-        return "'propertyNames' with a pattern and a length"
-    return None
-
-
-def _unkept_by_xgrammar(schema: dict[str, Any]) -> str | None:
-    if "pattern" in schema and any(length in schema for length in _LENGTHS):
-        return "'pattern' beside a length"
-    if isinstance(schema.get("allOf"), list) and len(schema["allOf"]) > 1:
-        return "'allOf' of several schemas"
-    return "'multipleOf'" if "multipleOf" in schema else None
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _formatted(schema: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:
-    form = schema.get("format", "")
-    if "pattern" in schema or not isinstance(form, str) or form not in known:  # beside a pattern xgrammar keeps only it
-        return {name: value for name, value in schema.items() if name != "format"}
-    return schema
