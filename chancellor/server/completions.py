@@ -1,6 +1,7 @@
 """Completions of raw texts on the wire."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ class CompletionForm(Form):
         if asked.echo and not all(isinstance(prompt, str) for prompt in self._prompts):
             raise InvalidInputError("Only texts can be echoed, no token ids.", hint="Leave echo out.")
         self._each = asked.n or 1
-        self._begun = [0] * (self.prompts * self._each)
+        self._begun = Counter[int]()
         self._before = ""
         self._more: dict[str, Any] = {"usage": None} if asked.usage_wanted else {}
         """In each piece, as OpenAI's servers send it where the last one has the usage."""

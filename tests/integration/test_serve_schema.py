@@ -54,6 +54,8 @@ def test_whatever_the_schema_allows_is_answered_or_refused(described: Any, path:
             for name in ("max_tokens", "max_completion_tokens"):
                 if isinstance(body.get(name), int):
                     body[name] = min(body[name], 4)
+            if "messages" in body and len(statuses) % 4:  # most that are drawn are refused, whatever else is asked for
+                body["messages"] = [{"role": "user", "content": "What is two plus two?"}]
         statuses.append(case.call_and_validate(checks=CHECKS, timeout=120).status_code)
 
     holds()

@@ -184,3 +184,11 @@ async def test_json_has_one_type_of_numbers(client: httpx.AsyncClient) -> None:
     (request,) = FakeEngine.requests
     assert (request.max_tokens, request.temperature, request.logit_bias, request.seed) == (5, 1.0, ((7, 1.0),), 3)
     assert type(request.max_tokens) is type(request.seed) is int
+
+
+@pytest.mark.parametrize("path", [CHAT, RAW])
+async def test_what_is_asked_for_too_often_takes_no_memory(client: httpx.AsyncClient, path: str) -> None:
+    asked = {"model": "light", "messages": QUESTION} if path == CHAT else {"model": "light", "prompt": "a"}
+    refused = await client.post(path, json={**asked, "n": 10**15})
+    assert refused.status_code == 400
+    assert "are the most" in refused.json()["error"]["message"]
