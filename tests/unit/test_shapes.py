@@ -232,6 +232,7 @@ def test_the_catalog_for_an_h100() -> None:
     own = "compressed-tensors"
     assert schemes == {
         "bf16": None,
+        "int8-singly": "int8",
         **{scheme: scheme for scheme in ("int8", "int8wo", "fp8", "int4wo", "int4fp8")},
         **{f"{scheme}-lm-head": scheme for scheme in ("int8", "fp8", "int4wo", "int4fp8")},
         **{f"stock-{scheme}": scheme for scheme in ("int8", "int8wo", "fp8")},
