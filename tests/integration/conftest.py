@@ -13,6 +13,14 @@ INT8, INT8WO, PLAIN = "smollm2-135m-int8", "smollm2-135m-int8wo", "smollm2-135m"
 TRANSFORMERS = "smollm2-135m-transformers"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs() -> Iterator[None]:
+    """The pools of a test run are those of many programs: none is to count what the others' engines take."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("chancellor.engines.room.PROCESS", None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def pool() -> Iterator[EnginePool]:
     pool = EnginePool()
