@@ -31,7 +31,6 @@ class Node(Runnable[Any, Update]):
         self.name = name
         self._run = run
         self._arun = arun
-
         self._schema = Context
 
     def within(self, schema: type[Context]) -> Self:

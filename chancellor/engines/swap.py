@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 from chancellor import progress
@@ -79,7 +80,7 @@ class Swap:
                 resident.turn = time.perf_counter()
                 yield spec
             return
-        fit = await in_thread(lambda: room.fit(need, {}))
+        fit = await in_thread(partial(room.fit, need, {}))
         if fit.never:  # known without a turn, for which it may take a minute to wait
             raise too_little(spec, need, fit)
         async with self._made(resident, room, need, {}) as fit:
@@ -191,8 +192,7 @@ class Swap:
         while True:
             taken = self.taken(resident)
             elsewhere = Counter[str]() if self._neighbours is None else self._neighbours.taken(self)
-            given = (need, taken, has, elsewhere) if elsewhere else (need, taken, has)
-            fit = await in_thread(lambda given=given: room.fit(*given))  # type: ignore[misc]
+            fit = await in_thread(partial(room.fit, need, taken, has, elsewhere))
             if taken == self.taken(resident):  # else one has ended meanwhile
                 return fit, elsewhere
 

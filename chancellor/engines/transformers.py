@@ -183,7 +183,8 @@ class TransformersEngine(Engine):
 
         sent = time.perf_counter()
         options = self.spec.engine
-        request = replace(request, guide=bindable(request.guide, xgrammar_only=True))
+        if request.guide is not None:
+            request = replace(request, guide=bindable(request.guide, xgrammar_only=True))
         plan = plan_of(
             request, self._tokenizer, tool_parser=options.tool_parser, reasoning_parser=options.reasoning_parser
         )

@@ -123,8 +123,9 @@ class VLLMEngine(Engine):
 
         llm, started = self._running(), time.perf_counter()
         tokenizer, options = llm.get_tokenizer(), self.spec.engine
-        calls = bool(request.tools) and request.tool_choice != "none"  # only xgrammar takes a guide for both
-        request = replace(request, guide=bindable(request.guide, xgrammar_only=calls))
+        if request.guide is not None:
+            calls = bool(request.tools) and request.tool_choice != "none"  # only xgrammar takes a guide for both
+            request = replace(request, guide=bindable(request.guide, xgrammar_only=calls))
         plan = plan_of(request, tokenizer, tool_parser=options.tool_parser, reasoning_parser=options.reasoning_parser)
         prompt = await prompt_ahead(tokenizer, request, plan.messages, plan.tools)
         limit = llm.model_config.max_model_len

@@ -200,9 +200,9 @@ def test_two_models_that_fit_only_one_at_a_time(model: Path, tmp_path: Path) -> 
         from chancellor.memory import Device, devices
 
         class Narrow(Room):
-            def fit(self, need, taken, freed=None):
+            def fit(self, need, taken, freed=None, elsewhere=None):
                 self._read = lambda: [Device(one.name, one.total, one.free, int(need.total * 1.5)) for one in devices()]
-                return super().fit(need, taken, freed)
+                return super().fit(need, taken, freed, elsewhere)
 
         starts = []
 
@@ -267,10 +267,10 @@ def test_a_model_that_does_not_fit_is_served_with_a_shorter_context(model: Path,
             def expected(self, spec):
                 return estimate(spec)
 
-            def fit(self, need, taken, freed=None):
+            def fit(self, need, taken, freed=None, elsewhere=None):
                 budget = fixed + cache * 3 // 4
                 self._read = lambda: [Device(one.name, one.total, one.free, budget) for one in devices()]
-                return super().fit(need, taken, freed)
+                return super().fit(need, taken, freed, elsewhere)
 
         fixed, cache = need.least - need.kv_cache_least, need.kv_cache_least
         pool = EnginePool(room=Narrow())
