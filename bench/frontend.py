@@ -1,9 +1,11 @@
-"""What the place of vLLM's front end changes: the graph over one in a process of its own, and over one in this process.
+"""What the graph leaves of AsyncLLM's speed, with vLLM's front end in a process of its own and in this process.
 
-python bench/frontend.py --config bench/catalogs/h100.toml --model int8 --load 512/128@256 --requests 1024 --json FILE
+python bench/frontend.py --config bench/catalogs/h100.toml --model int8 --load 512/128@256 --requests 2048 --json FILE
+python bench/frontend.py --clock 1.5 --load 512/128@256 --requests 2048
 
-Beside both AsyncLLM driven directly, on the engine of the second. All in one run, their turns alternating; streamed,
-then in one piece. FILE gets FILE-streamed.json and FILE-whole.json.
+AsyncLLM is driven directly, in this process. All in one run, their turns alternating; streamed, then in one piece.
+With --clock an engine that only keeps time stands in for a GPU's, as many times as fast as one H200 with an 8B model in
+int8: what is measured is Python alone. FILE gets FILE-streamed.json and FILE-whole.json.
 """
 
 import argparse
@@ -12,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from clock import clock_engine
 from side_by_side import loads_of
 
 from chancellor.bench import PerformanceMonitor, Report
@@ -20,22 +23,22 @@ from chancellor.catalog import Catalog, ModelSpec
 from chancellor.engines import EnginePool
 from chancellor.engines.hardware import gpu_count
 
+MODES = {"streamed": True, "whole": False}
 
-def in_a(where: str, spec: ModelSpec) -> ModelSpec:
+
+def placed(spec: ModelSpec, where: str, **more: Any) -> ModelSpec:
     """Return the entry with its front end in a thread or in a process."""
-    return spec.model_copy(update={"engine": spec.engine.model_copy(update={"frontend": where})})
+    return spec.model_copy(update={"engine": spec.engine.model_copy(update={"frontend": where, **more})})
 
 
-def targets_of(spec: ModelSpec, pool: EnginePool) -> list[LocalTarget]:
-    targets: list[LocalTarget] = [
-        GraphTarget("graph", in_a("process", spec), pool),
-        GraphTarget("graph, thread", in_a("thread", spec), pool),
-        RawTarget("raw", in_a("thread", spec), pool),
-    ]
-    if gpu_count():
-        for target in targets:  # two engines share the GPU
-            target.limit_memory(0.4)
-    return targets
+def targets_of(spec: ModelSpec, pool: EnginePool, names: list[str], **more: Any) -> list[LocalTarget]:
+    """Return the targets; the graph over a thread and raw share an engine."""
+    made: dict[str, LocalTarget] = {
+        "graph": GraphTarget("graph", placed(spec, "process", **more), pool),
+        "thread": GraphTarget("graph, thread", placed(spec, "thread", **more), pool),
+        "raw": RawTarget("raw", placed(spec, "thread", **more), pool),
+    }
+    return [made[name] for name in names]
 
 
 def show(title: str, report: Report) -> None:
@@ -45,8 +48,9 @@ def show(title: str, report: Report) -> None:
         beside = f"; graph / it {ratio.tokens_per_s_ratio:.3f} ({ratio.low:.3f} to {ratio.high:.3f})" if ratio else ""
         segments = ", ".join(f"{one.tokens_per_s or 0:,.0f}" for one in run.segments)
         ttft = f"{1e3 * run.ttft_s.p50:.0f} / {1e3 * run.ttft_s.p99:.0f}" if run.ttft_s else "none"
-        rate = f"{run.tokens_per_s or 0:,.0f} tokens/s ({segments})"
-        print(f"{title}, {run.load}, {run.name}: {rate}, TTFT {ttft} ms{beside}")
+        itl = f", ITL {1e3 * run.itl_s.p50:.0f} / {1e3 * run.itl_s.p99:.0f} ms" if run.itl_s else ""
+        rate = f"{run.tokens_per_s or 0:,.0f} tokens/s ({segments}), {run.cpu_utilization or 0:.2f} cores"
+        print(f"{title}, {run.load}, {run.name}: {rate}, TTFT {ttft} ms{itl}{beside}")
     print(title, "errors:", sum(run.errors for run in report.runs), "failures:", report.failures, flush=True)
 
 
@@ -54,27 +58,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--model", default="smollm2-135m-int8")
+    parser.add_argument("--clock", type=float, metavar="SPEED")
+    parser.add_argument("--targets", default="graph,thread,raw")
+    parser.add_argument("--modes", default="streamed,whole")
     parser.add_argument("--load", action="append", default=[], help="INPUT/OUTPUT@CONCURRENCIES; repeatable")
     parser.add_argument("--requests", type=int, help="of each segment")
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    pool = EnginePool()
     spec = Catalog.load(options.config)[options.model]
-    targets = targets_of(spec, pool)
-    for target in targets[:2]:
-        began = time.perf_counter()
-        pool.start(target.spec)  # before all, so that both measurements find them
-        print(f"{target.name}: ready after {time.perf_counter() - began:.0f} s", flush=True)
     loads = [replace(load, requests=options.requests) for load in loads_of(options.load)]
-    for title, stream in (("streamed", True), ("whole", False)):
+    pool, more = EnginePool(), {}
+    if options.clock is not None:
+        pool = EnginePool(lambda one: clock_engine(one, options.clock))
+        more = {"max_num_seqs": max(load.concurrency or 1 for load in loads)}
+    targets = targets_of(spec, pool, options.targets.split(","), **more)
+    for target in targets:
+        if gpu_count() and options.clock is None:
+            target.limit_memory(0.4)  # two engines share the GPU
+        began = time.perf_counter()
+        pool.start(target.spec)  # before all, so that every measurement finds them
+        print(f"{target.name}: ready after {time.perf_counter() - began:.0f} s", flush=True)
+    for title in options.modes.split(","):
 
         def saved(report: Report, title: str = title) -> None:
             if options.json:
                 report.save(options.json.with_name(f"{options.json.stem}-{title}.json"))
 
-        more: dict[str, Any] = {"stream": stream, "blocks": options.blocks, "on_report": saved}
-        report = PerformanceMonitor(targets, loads, **more).run()
+        report = PerformanceMonitor(targets, loads, stream=MODES[title], blocks=options.blocks, on_report=saved).run()
         saved(report)
         show(title, report)
     pool.close()

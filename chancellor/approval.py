@@ -122,8 +122,10 @@ def approves(text: str) -> bool:
     Known are eight words at most of English, German, French, Spanish, Italian, Portuguese, Dutch, Chinese or Japanese,
     and a few signs, by tables. What has any other word in it, or a question mark, is work of its own.
     """
+    if len(text.split(None, _FEW_WORDS)) > _FEW_WORDS:  # before a long text is gone through
+        return False
     text = _EMPHASIS.sub("", text).strip()
-    if len(text.split()) > _FEW_WORDS or _NO_PROSE.search(text):
+    if _NO_PROSE.search(text):
         return False
     words = [found.group().casefold() for found in _WORD.finditer(text.replace("\u2019", "'"))]
     left = [word for word in words if word not in _SIGNS and word != "+1" and not _UNSPACED.fullmatch(word)]
