@@ -5,7 +5,7 @@ python bench/frontend.py --clock 1.5 --load 512/128@256 --requests 2048
 
 AsyncLLM is driven directly, in this process. All in one run, their turns alternating; streamed, then in one piece.
 With --clock an engine that only keeps time stands in for a GPU's, as many times as fast as one H200 with an 8B model in
-int8: what is measured is Python alone. FILE gets FILE-streamed.json and FILE-whole.json.
+int8. FILE gets FILE-streamed.json and FILE-whole.json.
 """
 
 import argparse
@@ -58,28 +58,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--model", default="smollm2-135m-int8")
-    parser.add_argument("--clock", type=float, metavar="SPEED")
-    parser.add_argument("--targets", default="graph,thread,raw")
+    parser.add_argument("--clock", type=float, metavar="SPEED", help="an engine that only keeps time, so fast")
+    parser.add_argument("--targets", default="graph,thread,raw", help="some of these, graph among them")
     parser.add_argument("--modes", default="streamed,whole")
-    parser.add_argument("--load", action="append", default=[], help="INPUT/OUTPUT@CONCURRENCIES; repeatable")
+    parser.add_argument("--load", action="append", required=True, help="INPUT/OUTPUT@CONCURRENCIES; repeatable")
     parser.add_argument("--requests", type=int, help="of each segment")
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    names, modes = options.targets.split(","), options.modes.split(",")
+    if names[0] != "graph" or not {"graph", "thread", "raw"}.issuperset(names) or not MODES.keys() >= set(modes):
+        parser.error("--targets are graph first, then thread, raw; --modes are streamed, whole")
     spec = Catalog.load(options.config)[options.model]
     loads = [replace(load, requests=options.requests) for load in loads_of(options.load)]
     pool, more = EnginePool(), {}
     if options.clock is not None:
         pool = EnginePool(lambda one: clock_engine(one, options.clock))
         more = {"max_num_seqs": max(load.concurrency or 1 for load in loads)}
-    targets = targets_of(spec, pool, options.targets.split(","), **more)
+    targets = targets_of(spec, pool, names, **more)
     for target in targets:
         if gpu_count() and options.clock is None:
             target.limit_memory(0.4)  # two engines share the GPU
         began = time.perf_counter()
         pool.start(target.spec)  # before all, so that every measurement finds them
         print(f"{target.name}: ready after {time.perf_counter() - began:.0f} s", flush=True)
-    for title in options.modes.split(","):
+    for title in modes:
 
         def saved(report: Report, title: str = title) -> None:
             if options.json:

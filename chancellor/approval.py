@@ -6,6 +6,8 @@ from typing import Final
 __all__ = ["approves"]
 
 _FEW_WORDS: Final = 8
+_FEW_CHARACTERS: Final = 300
+"""More than these are not looked at: a long text without spaces is one word."""
 _SIGNS: Final = frozenset("\U0001f44d\U0001f44c\U0001f64c\U0001f91d\U0001f4af\U0001f680\u2705\u2714")
 """Thumbs up, and the like."""
 _WORD: Final = re.compile(rf"[^\W_]+(?:'[^\W_]+)*|[{''.join(_SIGNS)}]|^\+1$")
@@ -119,10 +121,12 @@ _BARE: Final = re.compile(r"[请請吧啊呀呢了]+|谢谢[了你]?|謝謝|(?:�
 def approves(text: str) -> bool:
     """Return whether a text is a few words of approval, such as "yes, go ahead with option 2", and nothing besides.
 
-    Known are eight words at most of English, German, French, Spanish, Italian, Portuguese, Dutch, Chinese or Japanese,
-    and a few signs, by tables. What has any other word in it, or a question mark, is work of its own.
+    Known are eight words, and 300 characters, at most of English, German, French, Spanish, Italian, Portuguese, Dutch,
+    Chinese or Japanese, and a few signs, by tables. What has any other word in it, or a question mark, is work of its
+    own.
     """
-    if len(text.split(None, _FEW_WORDS)) > _FEW_WORDS:  # before a long text is gone through
+    text = text.strip()
+    if len(text) > _FEW_CHARACTERS or len(text.split(None, _FEW_WORDS)) > _FEW_WORDS:
         return False
     text = _EMPHASIS.sub("", text).strip()
     if _NO_PROSE.search(text):
