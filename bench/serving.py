@@ -153,15 +153,21 @@ def main() -> None:
         ]
         fronts = {"chancellor": front(ours), "vllm": front(theirs)}
         before = {name: cpu_s(process) for name, process in fronts.items()}
-        report = PerformanceMonitor(targets, loads, blocks=options.blocks, stream=options.stream).run()
-        spent = {name: cpu_s(process) - before[name] for name, process in fronts.items()}
+        cpu: dict[str, float] = {}
+
+        def saved(report: Report) -> None:
+            """Write what there is, after each segment: the time may be up before the last."""
+            made = {name: tokens(report, name) for name in fronts}
+            cpu.update({name: 1e6 * (cpu_s(fronts[name]) - before[name]) / one for name, one in made.items() if one})
+            if options.json:
+                whole = {"machine": report.machine.model_dump(), "model": spec.name, "stream": options.stream}
+                whole |= {"state": report.state, "rows": rows(report), "failures": report.failures}
+                whole["cpu_us_per_token_of_the_front"] = cpu
+                options.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+
+        report = PerformanceMonitor(targets, loads, blocks=options.blocks, stream=options.stream, on_report=saved).run()
+        saved(report)
     found = rows(report)
-    cpu = {name: 1e6 * spent[name] / tokens(report, name) for name in spent}
-    if options.json:
-        whole = {"machine": report.machine.model_dump(), "model": spec.name, "stream": options.stream, "rows": found}
-        whole["cpu_us_per_token_of_the_front"] = cpu
-        whole["failures"] = report.failures
-        options.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     for row in found:
         pairs = row["tokens_per_s_ratio"]["pairs"]
         mine, other = row["ttft_p99_s"].values()
