@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path)
     parser.add_argument("--model", default="smollm2-135m-int8")
     parser.add_argument("--clock", type=float, metavar="SPEED", help="an engine that only keeps time, so fast")
-    parser.add_argument("--targets", default="graph,thread,raw", help="some of these, graph among them")
+    parser.add_argument("--targets", default="graph,thread,raw", help="graph first, then any of the others")
     parser.add_argument("--modes", default="streamed,whole")
     parser.add_argument("--load", action="append", required=True, help="INPUT/OUTPUT@CONCURRENCIES; repeatable")
     parser.add_argument("--requests", type=int, help="of each segment")
