@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from chancellor.cli import bench
-from tests.unit.test_bench_report import make_ratio, make_report, make_run
+from tests.reports import make_ratio, make_report, make_run
 from tests.unit.test_cli import catalog, fails, run
 
 

@@ -12,7 +12,7 @@ from chancellor.bench.compare import compare, regressions, undecided
 from chancellor.bench.report import Report, Run
 from chancellor.bench.statistics import beyond_chance
 from chancellor.cli import bench_compare
-from tests.unit.test_bench_report import make_report, make_run, silent_run
+from tests.reports import make_report, make_run, silent_run
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 
