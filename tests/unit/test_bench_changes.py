@@ -9,13 +9,7 @@ import pytest
 from chancellor.bench.compare import Difference, compare, regressions
 from chancellor.cli import bench_compare
 from chancellor.errors import BenchmarkError, ReportError
-from tests.reports import (
-    GPU,
-    MACHINE,
-    make_report,
-    make_run,
-    make_segment,
-)
+from tests.reports import GPU, MACHINE, make_report, make_run, make_segment
 
 
 def two(old: Sequence[float | None], new: Sequence[float | None]) -> Difference:

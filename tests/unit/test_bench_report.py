@@ -8,10 +8,7 @@ import pytest
 from chancellor.bench import page, plots
 from chancellor.bench.report import Report
 from chancellor.errors import ReportError
-from tests.reports import (
-    full_report,
-    make_report,
-)
+from tests.reports import full_report, make_report
 
 
 def test_a_report_comes_back_as_it_was(tmp_path: Path) -> None:
