@@ -27,6 +27,9 @@ class Settings(BaseSettings):
     """Seconds after which an engine that has requests and does nothing is ended, and started again."""
     switch_interval_ms: float = Field(default=0.5, ge=0.0)
     """Most milliseconds after which Python's threads take turns while engines run; 0 leaves that as it is."""
+    gc_threshold: int = Field(default=50_000, ge=0)
+    """Objects by which the program has to grow, while engines run, for the next round of Python's garbage collector; 0
+    leaves that as it is."""
     sleep_gib: float | None = Field(default=None, ge=0.0)
     """Most GiB of the host's memory for engines that sleep; None has no limit of its own, 0 lets none sleep."""
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from chancellor.engines.inbox import End, Inbox, taken_from
-from chancellor.engines.switching import quick_switches
+from chancellor.engines.interpreter import tuned_interpreter
 from chancellor.errors import EngineDiedError
 
 __all__ = ["EngineHost", "in_thread", "starts_left"]
@@ -170,7 +170,7 @@ def starts_left() -> bool:
 def _run(loop: asyncio.AbstractEventLoop, before: threading.Thread | None) -> None:
     if before is not None:
         before.join(_END_S)
-    with quick_switches():
+    with tuned_interpreter():
         _run_until_stopped(loop)
 
 

@@ -12,8 +12,8 @@ from typing import Any, Final, cast
 from chancellor import progress
 from chancellor.catalog import ModelSpec
 from chancellor.engines.base import Delta, EngineStats
+from chancellor.engines.interpreter import tuned_interpreter
 from chancellor.engines.logs import write_to
-from chancellor.engines.switching import quick_switches
 from chancellor.engines.vllm import VLLMEngine
 from chancellor.engines.vllm_apart_wire import Frames, Ready, framed, packed, portable, request_of
 from chancellor.errors import ChancellorError, EngineDiedError, EngineStartError, InvalidInputError
@@ -37,7 +37,7 @@ def work(line: socket.socket, spec: ModelSpec, log: Path) -> None:
         log: where the parent's engines write what they have to say.
     """
     write_to(log)
-    with quick_switches(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with tuned_interpreter(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(serve(line, spec))
 
 

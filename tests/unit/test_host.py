@@ -1,20 +1,17 @@
 import asyncio
 import gc
 import os
-import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
 import pytest
 
-from chancellor.engines import switching
 from chancellor.engines.host import EngineHost
 from chancellor.engines.inbox import End, Inbox
 from chancellor.errors import EngineDiedError
-from chancellor.settings import settings
 
 
 @pytest.fixture
@@ -307,41 +304,3 @@ def test_a_forked_child_gets_its_own_thread(host: EngineHost) -> None:
     if child == 0:
         os._exit(0 if host.call(where()) == "chancellor-engines" else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-@pytest.fixture
-def switch_interval(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(switching, "_hosts", 0)  # other tests leave theirs running
-    before = sys.getswitchinterval()
-    yield
-    sys.setswitchinterval(before)
-    settings.cache_clear()
-
-
-@pytest.mark.parametrize(
-    ("asked", "before", "during"),
-    [(None, 0.005, 0.0005), ("2", 0.005, 0.002), ("0", 0.005, 0.005), ("2", 0.001, 0.001)],
-)
-@pytest.mark.usefixtures("switch_interval")
-def test_threads_take_turns_sooner_while_engines_run(
-    asked: str | None, before: float, during: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if asked is not None:
-        monkeypatch.setenv("CHANCELLOR_SWITCH_INTERVAL_MS", asked)
-    settings.cache_clear()
-    sys.setswitchinterval(before)
-    one, other = EngineHost(), EngineHost()
-    one.call(where())
-    other.call(where())
-    one.stop()
-    assert sys.getswitchinterval() == pytest.approx(during)
-    other.stop()
-    assert sys.getswitchinterval() == pytest.approx(before)
-
-
-@pytest.mark.usefixtures("switch_interval")
-def test_a_switch_interval_that_is_set_meanwhile_stays(host: EngineHost) -> None:
-    host.call(where())
-    sys.setswitchinterval(0.003)
-    host.stop()
-    assert sys.getswitchinterval() == pytest.approx(0.003)
